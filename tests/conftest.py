@@ -1,0 +1,50 @@
+"""What every test may lean on. Rule: places and skip decisions only; no analysis happens here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+#: no deadline: machines are noisy, and a benchmark is no timed test; in CI the same examples in every run
+settings.register_profile(
+    "project",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("project")
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT.parent / "shared"
+PUBLIC = SHARED / "captures" / "public"
+ZEEK = SHARED / "captures" / "zeek"
+RECORDED = PROJECT / "captures"
+
+
+def require(condition: bool, reason: str) -> None:
+    """Skip the running test with its reason, or fail it where REQUIRE_EBPF=1 says that none may skip."""
+    if condition:
+        return
+    if os.environ.get("REQUIRE_EBPF") == "1":
+        pytest.fail(f"REQUIRE_EBPF=1, yet {reason}")
+    pytest.skip(reason)
+
+
+def require_root() -> None:
+    """The test builds namespaces or loads programs into the kernel."""
+    require(os.geteuid() == 0, "this test needs root")
+
+
+def require_program(name: str) -> None:
+    """The test asks a program that is not part of the Python environment."""
+    require(shutil.which(name) is not None, f"{name} is not installed")
+
+
+def require_shared() -> None:
+    """The test reads other projects' captures, which lie beside the project and are not part of it."""
+    if not (SHARED / "captures").is_dir():
+        pytest.skip(f"no captures of other projects at {SHARED / 'captures'}")
