@@ -1,0 +1,1 @@
+"""Bytes to one-way rows. Rule: fills rows and ledgers; knows nothing of clients, roles or rules."""

@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Rule: Python's face of the native reader, and nothing else: arguments in, buffers out, the GIL released between.
+ * What a packet means is packet.h's business, what a row is flow.h's, which way a flow goes flows.py's.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "_formats.h"
+
+struct reader_object {
+    PyObject_HEAD struct reader reader;
+    bool busy;
+};
+
+static struct reader *reader_of(PyObject *self)
+{
+    return &((struct reader_object *)self)->reader;
+}
+
+/* False, with an exception set, while another thread fills the reader. */
+static bool is_idle(PyObject *self)
+{
+    if (((struct reader_object *)self)->busy)
+        PyErr_SetString(PyExc_RuntimeError, "another thread is filling this reader");
+    return !((struct reader_object *)self)->busy;
+}
+
+/* A block of memory that the reader has handed over. */
+struct block {
+    PyObject_HEAD void *bytes;
+    Py_ssize_t length;
+};
+
+static int block_getbuffer(PyObject *self, Py_buffer *view, int flags)
+{
+    struct block *block = (struct block *)self;
+
+    return PyBuffer_FillInfo(view, self, block->bytes, block->length, 0, flags);
+}
+
+static void block_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+
+    free(((struct block *)self)->bytes);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot block_slots[] = {
+    {Py_tp_doc, "Memory handed over by the reader, readable through the buffer protocol."},
+    {Py_tp_dealloc, block_dealloc},
+    {Py_bf_getbuffer, block_getbuffer},
+    {0, NULL},
+};
+static PyType_Spec block_spec = {
+    .name = "analyzer.capture._reader.Block",
+    .basicsize = sizeof(struct block),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = block_slots,
+};
+static PyTypeObject *block_type;
+
+static PyObject *block_new(void *bytes, size_t length)
+{
+    struct block *block = PyObject_New(struct block, block_type);
+
+    if (!block) {
+        free(bytes);
+        return NULL;
+    }
+    block->bytes = bytes;
+    block->length = (Py_ssize_t)length;
+    return (PyObject *)block;
+}
+
+static int reader_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seed", "interval", NULL};
+    struct reader *r = reader_of(self);
+    unsigned long long seed, interval;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KK", names, &seed, &interval))
+        return -1;
+    if (r->meter.fragments) {
+        PyErr_SetString(PyExc_RuntimeError, "a reader reads one capture");
+        return -1;
+    }
+    if (meter_init(&r->meter, seed, interval)) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static void reader_dealloc(PyObject *self)
+{
+    struct reader *r = reader_of(self);
+    PyTypeObject *type = Py_TYPE(self);
+
+    meter_free(&r->meter);
+    free(r->interfaces);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *reader_consume(PyObject *self, PyObject *buffer)
+{
+    struct reader *r = reader_of(self);
+    Py_buffer view;
+    size_t done;
+
+    if (!is_idle(self))
+        return NULL;
+    if (!r->meter.table.index) {
+        PyErr_SetString(PyExc_RuntimeError, "the reader's rows were taken");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE))
+        return NULL;
+    ((struct reader_object *)self)->busy = true;
+    Py_BEGIN_ALLOW_THREADS;
+    done = consume(r, view.buf, (size_t)view.len);
+    Py_END_ALLOW_THREADS;
+    ((struct reader_object *)self)->busy = false;
+    PyBuffer_Release(&view);
+    return r->meter.no_memory ? PyErr_NoMemory() : PyLong_FromSize_t(done);
+}
+
+static PyObject *reader_take_rows(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    struct reader *r = reader_of(self);
+    size_t length = r->meter.table.count * sizeof(struct flow_row);
+    void *rows = r->meter.table.rows;
+
+    if (!is_idle(self))
+        return NULL;
+    if (!rows) {
+        PyErr_SetString(PyExc_RuntimeError, "the reader's rows were taken");
+        return NULL;
+    }
+    r->meter.table.rows = NULL;
+    table_free(&r->meter.table);
+    return block_new(rows, length);
+}
+
+static PyObject *reader_fragments(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    struct reader *r = reader_of(self);
+    size_t count = 0, all = FRAGMENT_SETS * FRAGMENT_WAYS;
+    struct fragment_row *rows;
+
+    if (!is_idle(self))
+        return NULL;
+    rows = malloc(all * sizeof(*rows));
+    if (!rows)
+        return PyErr_NoMemory();
+    for (size_t i = 0; r->meter.fragments && i < all; i++)
+        if (r->meter.fragments[i].used)
+            rows[count++] = r->meter.fragments[i];
+    return block_new(rows, count * sizeof(*rows));
+}
+
+static PyObject *reader_ledger(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    const struct reader *r = reader_of(self);
+    const struct ledger *l = &r->meter.ledger;
+    __u64 dropped = 0;
+
+    if (!is_idle(self))
+        return NULL;
+    for (__u64 i = 0; i < r->interface_count; i++)
+        dropped += r->interfaces[i].dropped;
+    if (r->packet_drops > dropped)
+        dropped = r->packet_drops;
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK ss si}", "frames", l->frames, "flow",
+                         l->results[PARSED], "not_ip", l->results[NOT_IP], "truncated", l->results[TRUNCATED],
+                         "malformed", l->results[MALFORMED], "unsupported", l->results[UNSUPPORTED], "fragment",
+                         l->fragments, "inner_not_ip", l->inner[NOT_IP], "inner_truncated", l->inner[TRUNCATED],
+                         "inner_malformed", l->inner[MALFORMED], "inner_fragment", l->inner_fragments, "lost", dropped,
+                         "start", l->start, "end", l->end, "offset", r->offset, "fault", r->fault, "format",
+                         (int)r->format);
+}
+
+static PyObject *reader_interfaces(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    const struct reader *r = reader_of(self);
+    PyObject *list;
+
+    if (!is_idle(self))
+        return NULL;
+    list = PyList_New((Py_ssize_t)r->interface_count);
+    for (__u64 i = 0; list && i < r->interface_count; i++) {
+        const char *name = r->interfaces[i].name;
+        PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace");
+
+        if (!text || PyList_SetItem(list, (Py_ssize_t)i, text)) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+static PyMethodDef reader_methods[] = {
+    {"consume", reader_consume, METH_O, "consume(buffer) -> int: bytes of whole records read from its beginning"},
+    {"take_rows", reader_take_rows, METH_NOARGS, "take_rows() -> Block of struct flow_row; ends the reading"},
+    {"fragments", reader_fragments, METH_NOARGS, "fragments() -> Block of struct fragment_row: unfinished datagrams"},
+    {"ledger", reader_ledger, METH_NOARGS, "ledger() -> dict: frames by what became of them, window in ns, fault"},
+    {"interfaces", reader_interfaces, METH_NOARGS, "interfaces() -> list of str: names, as pcapng gives them"},
+    {NULL, NULL, 0, NULL},
+};
+static PyType_Slot reader_slots[] = {
+    {Py_tp_doc, "Reader(seed, interval): one capture's bytes to one-way flow rows. interval in ns, 0 for none."},
+    {Py_tp_init, reader_init},
+    {Py_tp_dealloc, reader_dealloc},
+    {Py_tp_methods, reader_methods},
+    {Py_tp_new, PyType_GenericNew},
+    {0, NULL},
+};
+static PyType_Spec reader_spec = {
+    .name = "analyzer.capture._reader.Reader",
+    .basicsize = sizeof(struct reader_object),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = reader_slots,
+};
+
+/* ---- functions ---- */
+
+static PyObject *parse_layers(struct cursor *c, __u32 link)
+{
+    struct packet layers[PACKET_LAYERS] = {0};
+    int results[PACKET_LAYERS], count = 1;
+    PyObject *list;
+
+    results[0] = parse_frame(c, link, &layers[0]);
+    while (count < PACKET_LAYERS && results[count - 1] == PARSED && layers[count - 1].next != NEXT_NONE &&
+           layers[count - 1].next != NEXT_CUT) {
+        results[count] = parse_inner(c, &layers[count - 1], &layers[count]);
+        count++;
+    }
+    list = PyList_New(0);
+    for (int i = 0; list && i < count; i++) {
+        PyObject *item = Py_BuildValue("iy#", results[i], (const char *)&layers[i], (Py_ssize_t)sizeof(layers[i]));
+
+        if (!item || PyList_Append(list, item)) {
+            Py_XDECREF(item);
+            Py_CLEAR(list);
+            break;
+        }
+        Py_DECREF(item);
+    }
+    return list;
+}
+
+static PyObject *module_parse(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned int link;
+    unsigned long long wire;
+    PyObject *buffer, *list;
+    Py_buffer view;
+    struct cursor c = {0};
+
+    if (!PyArg_ParseTuple(args, "IOK", &link, &buffer, &wire) || PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE))
+        return NULL;
+    c.base = view.buf;
+    c.have = (__u64)view.len;
+    c.end = wire;
+    list = parse_layers(&c, link);
+    PyBuffer_Release(&view);
+    return list;
+}
+
+/* Group numbers of n keys, in order of first appearance; exact, by comparing the keys. -1 when memory is out. */
+static long long group_keys(const __u8 *keys, size_t n, size_t width, __u64 seed, __u32 *group, __u32 *first)
+{
+    size_t mask = 1023, at;
+    struct index_slot *index;
+    __u32 groups = 0;
+
+    while (mask < n * 2)
+        mask = mask * 2 + 1;
+    index = calloc(mask + 1, sizeof(*index));
+    if (!index)
+        return -1;
+    for (size_t i = 0; i < n; i++) {
+        const __u8 *key = keys + i * width;
+        __u32 hash = (__u32)(hash_words(key, width / 8, seed) >> 32);
+
+        for (at = hash & mask; index[at].row; at = (at + 1) & mask)
+            if (index[at].hash == hash && !memcmp(keys + (size_t)first[index[at].row - 1] * width, key, width))
+                break;
+        if (!index[at].row) {
+            first[groups++] = (__u32)i;
+            index[at] = (struct index_slot){hash, groups};
+        }
+        group[i] = index[at].row - 1;
+    }
+    free(index);
+    return groups;
+}
+
+static PyObject *group_result(const Py_buffer *view, size_t width, __u64 seed)
+{
+    size_t n = (size_t)view->len / width;
+    __u32 *group = malloc(n * sizeof(*group) + 1), *first = malloc(n * sizeof(*first) + 1);
+    long long groups = -1;
+    PyObject *a, *b;
+
+    if (group && first) {
+        Py_BEGIN_ALLOW_THREADS;
+        groups = group_keys(view->buf, n, width, seed, group, first);
+        Py_END_ALLOW_THREADS;
+    }
+    if (groups < 0) {
+        free(group);
+        free(first);
+        return PyErr_NoMemory();
+    }
+    a = block_new(group, n * sizeof(*group));
+    b = block_new(first, (size_t)groups * sizeof(*first));
+    if (a && b)
+        return Py_BuildValue("NN", a, b);
+    Py_XDECREF(a);
+    Py_XDECREF(b);
+    return NULL;
+}
+
+static PyObject *module_group(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long width, seed;
+    PyObject *buffer, *result = NULL;
+    Py_buffer view;
+
+    if (!PyArg_ParseTuple(args, "OKK", &buffer, &width, &seed) || PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE))
+        return NULL;
+    if (!width || width % 8 || (__u64)view.len % width || (__u64)view.len / width >= 0xffffffffULL)
+        PyErr_SetString(PyExc_ValueError, "keys must be a multiple of 8 bytes wide, and fewer than 2**32 - 1");
+    else
+        result = group_result(&view, (size_t)width, seed);
+    PyBuffer_Release(&view);
+    return result;
+}
+
+#define FIELD(type, field) #type "." #field, (int)offsetof(struct type, field)
+
+static PyObject *module_layout(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return Py_BuildValue("{si si si si si si si si si si si si si si si si si si si si si si si si si si}", "flow_row",
+                         (int)sizeof(struct flow_row), "fragment_row", (int)sizeof(struct fragment_row), "packet",
+                         (int)sizeof(struct packet), FIELD(flow_row, interval), FIELD(flow_row, counters.packets),
+                         FIELD(flow_row, counters.bytes), FIELD(flow_row, counters.start),
+                         FIELD(flow_row, counters.end), FIELD(flow_row, counters.first_frame),
+                         FIELD(flow_row, counters.unreachable), FIELD(flow_row, counters.tcp_flags),
+                         FIELD(flow_row, counters.events), FIELD(flow_row, key.vni), FIELD(flow_row, key.interface),
+                         FIELD(flow_row, key.src_port), FIELD(flow_row, key.dst_port), FIELD(flow_row, key.protocol),
+                         FIELD(flow_row, key.tunnel), FIELD(flow_row, key.direction), FIELD(fragment_row, time),
+                         FIELD(fragment_row, waiting), FIELD(fragment_row, id), FIELD(fragment_row, src_port),
+                         FIELD(fragment_row, protocol), FIELD(fragment_row, has_first), FIELD(packet, bytes));
+}
+
+static PyMethodDef module_methods[] = {
+    {"parse", module_parse, METH_VARARGS,
+     "parse(link_type, frame, wire_length) -> list of (result, bytes of struct packet), outermost first"},
+    {"group", module_group, METH_VARARGS,
+     "group(keys, width, seed) -> (uint32 group of each key, uint32 first key of each group)"},
+    {"layout", module_layout, METH_NOARGS, "layout() -> dict: sizes of structs and offsets of their fields"},
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *module)
+{
+    PyObject *reader = PyType_FromSpec(&reader_spec);
+
+    block_type = (PyTypeObject *)PyType_FromSpec(&block_spec);
+    if (!reader || !block_type)
+        return -1;
+    return PyModule_AddObject(module, "Reader", reader);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+static struct PyModuleDef module_def = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "_reader",
+    .m_doc = "Capture bytes to one-way flow rows, without the GIL.",
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__reader(void)
+{
+    return PyModuleDef_Init(&module_def);
+}

@@ -1,0 +1,332 @@
+"""Capture files to one-way rows. Rule: opens, unpacks and cuts bytes into chunks; what the bytes mean is the
+native reader's.
+
+A file is streamed through one small buffer, not mapped: a capture that is cut short while it is read would
+end a process that has it mapped (SIGBUS), and streaming is as fast. No Python object stands for a packet,
+and the reader runs without the GIL, so that several files are read on several cores.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, cast
+
+import lz4.frame
+import numpy as np
+import zstandard
+
+from analyzer.capture import _reader
+from analyzer.errors import CaptureError
+from analyzer.rows import BY_IFINDEX, FRAGMENT, ROW, Coverage, Observer, OneWay, Rows, merge
+
+CHUNK = 256 << 10
+SEED = int.from_bytes(os.urandom(8), "little")
+
+#: called with the bytes read of a file since the last call
+Progress = Callable[[int], None]
+
+
+def _no_progress(_: int) -> None:
+    return
+
+
+class _ZstdFrames:
+    """Hands compressed bytes on and follows them through frames: `whole` where a frame has just ended."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw, self._fields = raw, _zstd_fields()
+        self._wanted, self.whole = next(self._fields)
+        self._field = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data, at = self._raw.read(size), 0
+        while at < len(data):
+            self._field += data[at : at + min(self._wanted, 4 - len(self._field))]
+            step = min(self._wanted, len(data) - at)
+            self._wanted, self.whole, at = self._wanted - step, False, at + step
+            while not self._wanted:
+                self._wanted, self.whole = self._fields.send(self._field)
+                self._field = b""
+        return data
+
+
+def _zstd_fields() -> Generator[tuple[int, bool], bytes, None]:
+    """RFC 8878, 3.1: each field's length, and whether a frame begins with it; is sent its first 4 bytes."""
+    while True:
+        magic = yield 4, True
+        if magic[0] >> 4 == 5 and magic[1:] == b"\x2a\x4d\x18":  # a skippable frame
+            yield int.from_bytes((yield 4, False), "little"), False
+            continue
+        flags = (yield 1, False)[0]
+        single = flags >> 5 & 1
+        yield (1 - single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6], False
+        block = 0
+        while not block & 1:  # the last one
+            block = int.from_bytes((yield 3, False), "little")
+            yield 1 if block >> 1 & 3 == 1 else block >> 3, False
+        yield flags & 4, False  # checksum
+
+
+class _Zstd(io.RawIOBase):
+    """Unpacks zstd frames. The library takes a cut one for a whole one; here it ends in an EOFError."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._frames = _ZstdFrames(raw)
+        self._unpacked = zstandard.ZstdDecompressor().stream_reader(
+            cast("IO[bytes]", self._frames), read_across_frames=True
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count: int = self._unpacked.readinto(buffer)
+        if not count and not self._frames.whole:
+            raise EOFError("it ends within a frame")
+        return count
+
+
+def _zstd(raw: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(_Zstd(raw))
+
+
+def _gzip(raw: IO[bytes]) -> IO[bytes]:
+    return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[return-value]
+
+
+def _lz4(raw: IO[bytes]) -> IO[bytes]:
+    return lz4.frame.LZ4FrameFile(raw, mode="rb")  # type: ignore[no-any-return]
+
+
+#: the first bytes of a compressed file, its name, and what unpacks it
+COMPRESSIONS: tuple[tuple[bytes, str, Callable[[IO[bytes]], IO[bytes]]], ...] = (
+    (b"\x1f\x8b", "gzip", _gzip),
+    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+    (b"\x04\x22\x4d\x18", "lz4", _lz4),
+)
+#: what the libraries raise when a compressed file is damaged
+UNPACK_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, RuntimeError)
+
+
+@dataclass
+class _Input:
+    """One capture while it is read."""
+
+    source: str
+    reader: _reader.Reader
+    rest: int = 0
+    damage: str = ""
+
+
+class _Counted(io.RawIOBase):
+    """A stream that tells the progress bar what was read of it, with its first bytes put back."""
+
+    def __init__(self, raw: IO[bytes], head: bytes, progress: Progress) -> None:
+        self._raw, self._head, self._progress = raw, head, progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._head[: len(buffer)] or self._raw.read(len(buffer))
+        self._head = self._head[len(data) :]
+        buffer[: len(data)] = data
+        self._progress(len(data))
+        return len(data)
+
+
+def read_captures(
+    paths: Sequence[str | Path],
+    *,
+    interval: int = 0,
+    progress: Progress = _no_progress,
+    names: Sequence[str] | None = None,
+) -> OneWay:
+    """Reads capture files, several at a time, to one table. ``-`` is standard input.
+
+    `interval`: ns; rows are cut at its multiples, 0 for none. `names`: what to call the sources, by default
+    :func:`source_names`. Formats: pcap (µs, ns, both byte orders, Kuznetzov), pcapng; plain or in gzip, zstd
+    or lz4. Raises CaptureError where a file is missing or is no capture; one that is damaged further on is
+    read up to there, and its ledger says so.
+    """
+    sources = list(names) if names is not None else source_names(paths)
+    workers = max(1, min(len(sources), os.cpu_count() or 1))
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(read_capture, p, n, interval, progress) for p, n in zip(paths, sources, strict=True)
+        ]
+        try:
+            return merge([job.result() for job in jobs])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def source_names(paths: Sequence[str | Path]) -> list[str]:
+    """What to call each file: its own name, or the path as given where two files have the same name. A name
+    that is no text (Linux allows any bytes) has question marks in it.
+    """
+    names = [Path(path).name or str(path) for path in paths]
+    times = Counter(names)
+    full = [name if times[name] == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    return [name.encode("utf-8", "replace").decode() for name in full]
+
+
+def read_capture(
+    path: str | Path, source: str | None = None, interval: int = 0, progress: Progress = _no_progress
+) -> OneWay:
+    """Reads one capture file; see :func:`read_captures`."""
+    job = _Input(source or str(path), _reader.Reader(SEED, interval))
+    with _opened(path) as raw:
+        _read(job, raw, progress)
+    return _table(job, interval)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
+    if str(path) == "-":
+        if sys.stdin is None:
+            raise CaptureError(
+                "standard input is closed", where="-", next_step="give a file, or pipe a capture in"
+            )
+        yield sys.stdin.buffer
+        return
+    try:
+        raw = Path(path).open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise CaptureError(
+            f"cannot be opened: {error.strerror}", where=str(path), next_step="check the path and the rights"
+        ) from error
+    with raw:
+        yield raw
+
+
+def _read(job: _Input, raw: IO[bytes], progress: Progress) -> None:
+    head = _head(job, raw)
+    for magic, _, unpack in COMPRESSIONS:
+        if head.startswith(magic):
+            counted = io.BufferedReader(_Counted(raw, head, progress), CHUNK)
+            _feed(job, unpack(counted), b"", _no_progress)
+            return
+    _feed(job, raw, head, progress)
+
+
+def _feed(job: _Input, stream: IO[bytes], head: bytes, progress: Progress) -> None:
+    """Whole records to the reader, from one buffer that fits the cache; it grows for a longer record."""
+    buffer, filled = bytearray(CHUNK), len(head)
+    buffer[:filled] = head
+    while count := _fill(job, stream, buffer, filled):
+        progress(count)
+        filled += count
+        with memoryview(buffer) as view, view[:filled] as whole:
+            used = job.reader.consume(whole)
+        filled -= used
+        buffer[:filled] = buffer[used : used + filled]
+        if job.reader.ledger()["fault"]:
+            break
+        if filled == len(buffer):
+            buffer.extend(bytes(filled))
+    job.rest = filled
+
+
+def _fill(job: _Input, stream: IO[bytes], buffer: bytearray, filled: int) -> int:
+    """Bytes read into the buffer behind `filled`; 0 at the end, or where a compressed stream is damaged."""
+    readinto: Callable[[memoryview], int] = stream.readinto1  # type: ignore[attr-defined]
+    try:
+        with memoryview(buffer) as view, view[filled:] as free:
+            return readinto(free)
+    except UNPACK_ERRORS as error:
+        job.damage = f"the compressed stream is damaged: {' '.join(str(error).split())}"
+        return 0
+    except OSError as error:
+        raise CaptureError(f"cannot be read: {error.strerror}", where=job.source) from error
+
+
+def _head(job: _Input, raw: IO[bytes]) -> bytes:
+    try:
+        return raw.read(4)
+    except OSError as error:
+        raise CaptureError(f"cannot be read: {error.strerror}", where=job.source) from error
+
+
+def _table(job: _Input, interval: int) -> OneWay:
+    ledger = job.reader.ledger()
+    damage = _damage(job, ledger)
+    coverage = Coverage(
+        job.source,
+        start=ledger["start"] if ledger["end"] else 0,
+        damage=damage,
+        **{k: v for k, v in ledger.items() if k not in ("start", "offset", "fault", "format")},
+    )
+    rows = np.frombuffer(memoryview(job.reader.take_rows()), ROW)
+    fragments = np.frombuffer(memoryview(job.reader.fragments()), FRAGMENT)
+    table = OneWay(rows, (), (coverage,), fragments, interval)
+    return _named(table, job.source, job.reader.interfaces())
+
+
+def _damage(job: _Input, ledger: dict[str, int | str]) -> str:
+    """What is wrong with the file; raises CaptureError where not even its header could be read."""
+    place = f"frame {int(ledger['frames']) + 1}, byte {ledger['offset']}"
+    if ledger["fault"]:
+        damage = f"{place}: {ledger['fault']}"
+    elif job.damage:
+        damage = f"{place}: {job.damage}"
+    elif job.rest:
+        damage = f"{place}: the file ends within a record, {job.rest} bytes into it"
+    else:
+        damage = ""
+    if not ledger["format"] or (damage and not ledger["frames"]):
+        raise CaptureError(
+            damage or "the file is empty",
+            where=job.source,
+            next_step="give a pcap or pcapng file, plain or in gzip, zstd or lz4",
+        )
+    return damage
+
+
+def _named(table: OneWay, source: str, names: list[str]) -> OneWay:
+    """Gives the file's interface numbers their names, where the file can tell interfaces apart.
+
+    Never by how many were seen: then a part of a capture would name the same interface otherwise than the
+    whole does.
+    """
+    numbers = np.concatenate([table.rows["interface"], table.fragments["interface"]])
+    seen, inverse = np.unique(numbers, return_inverse=True)
+    several = len(names) > 1
+    labels = [_interface_name(int(n), names) if several or n & BY_IFINDEX else "" for n in seen]
+    observers = [Observer(source, label) for label in labels]
+    known = dict.fromkeys(observers) or {Observer(source): None}
+    position = {observer: i for i, observer in enumerate(known)}
+    index = np.array([position[o] for o in observers], np.uint32)
+    numbers = index[inverse] if len(seen) else inverse.astype(np.uint32)
+    return replace(
+        table,
+        rows=_with_interface(table.rows, numbers[: len(table.rows)]),
+        fragments=_with_interface(table.fragments, numbers[len(table.rows) :]),
+        observers=tuple(known),
+    )
+
+
+def _interface_name(number: int, names: list[str]) -> str:
+    if number & BY_IFINDEX:
+        return f"if{number & ~BY_IFINDEX}"
+    name = names[number] if number < len(names) else ""
+    return f"{number}-{name}" if name else str(number)
+
+
+def _with_interface(rows: Rows, numbers: np.ndarray[tuple[int, ...], np.dtype[np.uint32]]) -> Rows:
+    if np.array_equal(rows["interface"], numbers):
+        return rows
+    rows = rows.copy()
+    rows["interface"] = numbers
+    return rows
