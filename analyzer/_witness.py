@@ -1,0 +1,174 @@
+"""Counting each datagram once, however many saw it. Rule: knows observers and times, not what a flow means.
+
+Two observers whose captures overlap in time may have seen the same datagrams: of them the fullest one's
+counts stand. Two whose captures do not overlap cannot have: they add up. Parts of one rotated capture are
+one observer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analyzer.rows import NO_TIME, Array, Groups, Indices, Observer, Rows, group, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Booleans = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.uint64]
+Window = tuple[int, int]
+_TOP = np.uint64(2**63)
+_FEW = 32  # observers of one flow; a flow of more has its names joined one by one
+
+
+@dataclass
+class Fullest:
+    """What stands for each flow. `packets`, `octets`: shape (flows, 2), out and in. The rest has shape
+    (flows,).
+    """
+
+    packets: Counts
+    octets: Counts
+    observer: Indices
+    first_frame: Counts
+
+
+def stand_for(
+    rows: Rows, observers: Sequence[Observer], flow: Indices, inward: Booleans, flows: int
+) -> Fullest:
+    """The fullest witness's counts for each flow and direction, and who it was."""
+    windows = _windows(rows, len(observers))
+    order = sorted(range(len(observers)), key=lambda n: (observers[n].name, observers[n]))
+    turn = np.argsort(order)[rows["interface"]] if order else np.zeros(0, np.intp)
+    chain = _chains(observers, windows)
+    cluster = np.array(_clusters(chain, windows) or [0])[rows["interface"]]
+    # the same datagram inside and outside of a tunnel, or coming in and going out, was seen twice by one
+    # observer
+    unit = (np.array(chain or [0])[rows["interface"]] * 4 + rows["direction"]) * 2 + (rows["tunnel"] > 0)
+    first, packets, octets, turn = _unit_sums(rows, flow, inward, unit, turn)
+    best = _first_of(
+        (flow[first] * 2 + inward[first], cluster[first]), (_TOP - packets, _TOP - octets, turn, unit[first])
+    )
+    totals = np.zeros((2, flows * 2), np.uint64)
+    np.add.at(totals[0], flow[first[best]] * 2 + inward[first[best]], packets[best])
+    np.add.at(totals[1], flow[first[best]] * 2 + inward[first[best]], octets[best])
+    lead = best[_first_of((flow[first[best]],), (_TOP - packets[best], turn[best]))]
+    observer = np.array(order, np.intp)[turn[lead]]
+    return Fullest(
+        totals[0].reshape(-1, 2), totals[1].reshape(-1, 2), observer, _first_frames(rows, flow, observer)
+    )
+
+
+def _unit_sums(
+    rows: Rows, flow: Indices, inward: Booleans, unit: Indices, turn: Indices
+) -> tuple[Indices, Counts, Counts, Indices]:
+    """Rows of one flow, direction and unit of observation added up: first row of each sum, packets, bytes,
+    least turn.
+    """
+    numbers, first = group(pack(flow, unit, inward))
+    if len(first) == len(rows):
+        return first, rows["packets"], rows["bytes"], turn
+    groups = Groups(numbers, len(first))
+    sums = [groups.reduce(np.add, rows[name]).astype(np.uint64) for name in ("packets", "bytes")]
+    return first, sums[0], sums[1], groups.reduce(np.minimum, turn).astype(np.intp)
+
+
+def _first_of(keys: tuple[Array, ...], rank: tuple[Array, ...]) -> Indices:
+    """Of each distinct key the element that comes first by rank."""
+    order = np.lexsort((*reversed(rank), *reversed(keys)))
+    changed = np.zeros(len(order), bool)
+    changed[:1] = True
+    for key in keys:
+        changed[1:] |= key[order][1:] != key[order][:-1]
+    result: Indices = order[changed]
+    return result
+
+
+def _first_frames(rows: Rows, flow: Indices, observer: Indices) -> Counts:
+    frames = np.full(len(observer), _TOP, np.uint64)
+    mine = (rows["interface"] == observer[flow]) & (rows["first_frame"] > 0)
+    np.minimum.at(frames, flow[mine], rows["first_frame"][mine])
+    frames[frames == _TOP] = 0
+    return frames
+
+
+# ---- observers ----
+
+
+def _windows(rows: Rows, count: int) -> list[Window]:
+    start, end = np.full(count, NO_TIME), np.zeros(count, np.uint64)
+    np.minimum.at(start, rows["interface"], rows["start"])
+    np.maximum.at(end, rows["interface"], rows["end"])
+    return list(zip(start.tolist(), end.tolist(), strict=True))
+
+
+def _stem(source: str) -> str:
+    """What the parts of one rotated capture have in common: the name without its digits."""
+    return "".join(ch for ch in source if not ch.isdigit())
+
+
+def _chains(observers: Sequence[Observer], windows: Sequence[Window]) -> list[int]:
+    """Each observer's chain: alike in name, one after the other in time."""
+    chain = [0] * len(observers)
+    alike: dict[tuple[str, str], dict[int, Window]] = {}  # label → chain → its last part
+    count = 0
+    for number in sorted(range(len(observers)), key=lambda n: (windows[n], observers[n])):
+        parts = alike.setdefault((_stem(observers[number].source), observers[number].interface), {})
+        mine = windows[number]
+        # the last frame of a part and the first of the next may have one time; a copy has the same window
+        fitting = (which for which, last in parts.items() if last[1] <= mine[0] and last != mine)
+        chain[number] = next(fitting, count)
+        parts[chain[number]] = mine
+        count += chain[number] == count
+    return chain
+
+
+def _clusters(chain: Sequence[int], windows: Sequence[Window]) -> list[int]:
+    """Each observer's cluster: chains whose spans overlap, directly or through others."""
+    spans: dict[int, Window] = {}
+    for number, (start, end) in zip(chain, windows, strict=True):
+        low, high = spans.get(number, (start, end))
+        spans[number] = (min(low, start), max(high, end))
+    cluster: dict[int, int] = {}
+    reached, count = -1, -1
+    for number in sorted(spans, key=lambda n: spans[n]):
+        count += spans[number][0] > reached
+        reached = max(reached, spans[number][1])
+        cluster[number] = count
+    return [cluster[number] for number in chain]
+
+
+def witnesses(rows: Rows, flow: Indices, flows: int, names: Sequence[str]) -> pd.Categorical:
+    """All observers' names of each flow, sorted, `;` between. Sets grow one observer at a time, equal sets
+    staying one.
+    """
+    ordered = sorted(set(names)) or [""]
+    position = {name: i for i, name in enumerate(ordered)}
+    rank = np.array([position[name] for name in names] or [0])
+    pairs = np.unique(flow * len(ordered) + rank[rows["interface"]])
+    of, observer = np.divmod(pairs, len(ordered))
+    turn = np.arange(len(pairs)) - np.searchsorted(of, of)
+    sets, state = [""], np.zeros(flows, np.intp)
+    for now in (turn == n for n in range(min(int(turn.max(initial=-1)) + 1, _FEW))):
+        steps, inverse = np.unique(state[of[now]] * len(ordered) + observer[now], return_inverse=True)
+        state[of[now]] = len(sets) + inverse
+        grown = [divmod(step, len(ordered)) for step in steps.tolist()]
+        sets += [f"{sets[old]};{ordered[new]}".lstrip(";") for old, new in grown]
+    for number in np.unique(of[turn >= _FEW]):
+        state[number] = len(sets)
+        sets.append(";".join(ordered[n] for n in observer[of == number]))
+    sets, state = _distinct(sets, state)
+    used, codes = np.unique(state, return_inverse=True)
+    return pd.Categorical.from_codes(codes, pd.Index([sets[n] for n in used], dtype="str"))
+
+
+def _distinct(names: Sequence[str], state: Indices) -> tuple[list[str], Indices]:
+    """Equal names under one number."""
+    number: dict[str, int] = {}
+    of = np.array([number.setdefault(name, len(number)) for name in names], np.intp)
+    return list(number), of[state]

@@ -1,0 +1,268 @@
+"""Counting each datagram once, however many saw it. Rule: captures in, flow table out; who saw what is
+written out by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import frames as fr
+import pandas as pd
+import pytest
+from frames import EPOCH, NS, Frame, Interface, on_any, segment, talk, timed
+from packets import ACK, ETHERNET, SLL2, SYN
+
+from analyzer.flows import pair, unpair
+from analyzer.rows import Observer, OneWay, merge
+from analyzer.store import read_flows, read_inputs, write_flows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AGENT, SERVER = ("10.10.0.21", 40000), ("10.10.0.11", 6443)
+POD, PEER = ("10.42.1.6", 42000), ("10.42.0.5", 80)
+WHOLE = timed(talk(AGENT, SERVER, 3))  # 7 out, 5 in
+LATER = 100 * NS
+
+
+def capture(source: str, frames: list[Frame], *, link: int = ETHERNET, interval: int = 0) -> OneWay:
+    return fr.read(fr.pcap(frames, "ns", link=link), source, interval)
+
+
+def only(table: pd.DataFrame) -> pd.Series:
+    assert len(table) == 1, table.to_string()
+    return table.iloc[0]
+
+
+def seen(*parts: OneWay) -> pd.Series:
+    """The one flow of several captures, whatever the order in which they come."""
+    row = only(pair(merge(parts)))
+    pd.testing.assert_series_equal(row, only(pair(merge(parts[::-1]))))
+    return row
+
+
+def counts(row: pd.Series) -> tuple[int, int]:
+    return int(row["packets_out"]), int(row["packets_in"])
+
+
+def after(frames: list[Frame], by: int) -> list[Frame]:
+    return [replace(f, time=f.time + by) for f in frames]
+
+
+# ---- one node, many interfaces ----
+
+VETH, BRIDGE, UPLINK = 10, 5, 2
+
+
+def on_node(frames: list[bytes]) -> list[Frame]:
+    """What `-i any` on the client's node shows of two pods: veth, bridge, and the carrier on the uplink; what
+    comes back the other way round.
+    """
+    result = []
+    for n, frame in enumerate(frames):
+        out = segment(POD, PEER, 0)[26:30] == frame[26:30]
+        way = (AGENT[0], SERVER[0]) if out else (SERVER[0], AGENT[0])
+        copies = [(frame, VETH), (frame, BRIDGE), (fr.carried(frame, *way), UPLINK)]
+        for at, (data, ifindex) in enumerate(copies if out else copies[::-1]):
+            packet_type = 4 * ((ifindex == UPLINK) == out)
+            result.append(on_any(Frame(data, EPOCH + n * 1_000_000 + at), ifindex, packet_type))
+    return result
+
+
+def test_a_pods_datagram_on_veth_bridge_and_uplink_counts_once() -> None:
+    table = pair(capture("any.pcap", on_node(talk(POD, PEER)), link=SLL2))
+    inner = only(table[table["server"] == PEER[0]])
+    assert counts(inner) == (5, 3)
+    assert (inner["bytes_out"], inner["bytes_in"]) == (4 * 40 + 140, 2 * 40 + 1040)
+    assert inner["witnesses"] == "any.pcap:if10;any.pcap:if2;any.pcap:if5"
+    assert (inner["tunnel"], inner["vni"], inner["outer_client"]) == ("vxlan", 1, AGENT[0])
+    carriers = table[table["server_port"] == 8472]
+    assert sorted(carriers["packets_out"]) == [3, 5]
+    assert set(carriers["witnesses"]) == {"any.pcap:if2"}
+
+
+def test_one_interface_that_shows_a_datagram_coming_and_going_counts_it_once() -> None:
+    """A router: in and out on the same device, and no name in the file that would tell the two apart."""
+    frames = [f for frame in WHOLE for f in (on_any(frame, 2, 0), on_any(frame, 2, 4))]
+    row = seen(capture("any.pcap", frames, link=SLL2))
+    assert counts(row) == (7, 5)
+    assert row["witnesses"] == "any.pcap:if2"
+
+
+def test_one_interface_that_shows_a_datagram_inside_and_outside_of_its_tunnel_counts_it_once() -> None:
+    """A mirror port in front of and behind the tunnel's end, in a file that knows no interfaces."""
+    frames = [Frame(d, EPOCH + n) for n, d in enumerate(talk(POD, PEER))]
+    both = [g for f in frames for g in (f, replace(f, data=fr.carried(f.data, AGENT[0], SERVER[0])))]
+    table = pair(capture("mirror.pcap", both))
+    assert counts(only(table[table["server"] == PEER[0]])) == (5, 3)
+
+
+def test_interfaces_of_a_pcapng_file() -> None:
+    frames = [replace(f, interface=n) for f in WHOLE for n in (0, 1)]
+    file = fr.pcapng(frames[:-1], interfaces=(Interface("eth0", 9), Interface("br0", 9)))
+    row = seen(fr.read(file, "x.pcapng"))
+    assert counts(row) == (7, 5)
+    assert (row["source"], row["witnesses"]) == ("x.pcapng:0-eth0", "x.pcapng:0-eth0;x.pcapng:1-br0")
+
+
+def test_a_flow_that_is_in_two_tunnels_is_not_folded_into_either() -> None:
+    """The same pod addresses in two networks: which one the plain flow belongs to cannot be told."""
+    ask = segment(POD, PEER, SYN)
+    frames = [ask, *(fr.carried(ask, AGENT[0], SERVER[0], vni=vni) for vni in (1, 2))]
+    table = pair(capture("x.pcap", timed(frames)))
+    mine = table[table["server"] == PEER[0]]
+    assert sorted(zip(mine["tunnel"], mine["vni"], mine["packets_out"], strict=True)) == [
+        ("", 0, 1),
+        ("vxlan", 1, 1),
+        ("vxlan", 2, 1),
+    ]
+
+
+def test_a_forged_inner_packet_does_not_hide_a_flow_of_nodes() -> None:
+    """Whoever may send VXLAN can send an inner packet of any 5-tuple: that of a flow between nodes too."""
+    forged = fr.carried(segment(AGENT, SERVER, SYN), AGENT[0], SERVER[0])
+    table = pair(capture("x.pcap", timed([*talk(AGENT, SERVER, 3), forged])))
+    mine = table[(table["server"] == SERVER[0]) & (table["server_port"] == SERVER[1])]
+    assert sorted(zip(mine["tunnel"], mine["packets_out"], strict=True)) == [("", 7), ("vxlan", 1)]
+
+
+# ---- several nodes ----
+
+
+def test_the_fullest_witness_stands() -> None:
+    row = seen(capture("agent.pcap", WHOLE), capture("server.pcap", WHOLE[2:]))
+    assert counts(row) == (7, 5)
+    assert (row["source"], row["witnesses"]) == ("agent.pcap", "agent.pcap;server.pcap")
+    assert row["first_frame"] == 1
+
+
+def test_each_direction_has_its_own_fullest_witness() -> None:
+    """Each node dropped some of what it sent last: together they have seen all."""
+    out = [f for f in WHOLE if f.data[26:30] == WHOLE[0].data[26:30]]
+    back = [f for f in WHOLE if f not in out]
+    agent = sorted([*out, *back[:2]], key=lambda f: f.time)
+    server = sorted([*out[:3], *back], key=lambda f: f.time)
+    row = seen(capture("agent.pcap", agent), capture("server.pcap", server))
+    assert counts(row) == (7, 5)
+    assert row["source"] == "agent.pcap", "the one whose counts are larger"
+
+
+def test_of_equal_witnesses_one_stands_whatever_the_order() -> None:
+    row = seen(capture("b.pcap", WHOLE), capture("a.pcap", WHOLE))
+    assert counts(row) == (7, 5)
+    assert row["witnesses"] == "a.pcap;b.pcap"
+
+
+def test_flags_and_times_are_of_all_witnesses() -> None:
+    row = seen(capture("agent.pcap", WHOLE[3:]), capture("server.pcap", after(WHOLE[:3], 5)))
+    assert row["direction_by"] == "syn"
+    assert row["tcp_flags_out"] & SYN
+    assert row["start"].value == EPOCH + 5
+
+
+def test_one_side_saw_it_and_the_other_did_not() -> None:
+    """Lost between the two: the server's capture runs all the while, and holds no frame of it."""
+    lost = timed([segment(AGENT, SERVER, SYN)] * 3, step=NS)
+    other = timed(talk(("10.10.0.22", 40001), SERVER), step=NS)
+    table = pair(merge([capture("agent.pcap", lost), capture("server.pcap", other)]))
+    row = only(table[table["client"] == AGENT[0]])
+    assert (row["outcome"], row["witnesses"], counts(row)) == ("unanswered", "agent.pcap", (3, 0))
+
+
+def test_the_answer_was_seen_on_one_side_only() -> None:
+    """Lost on the way back: only both captures together tell that the server did answer."""
+    asked, answered = timed([segment(AGENT, SERVER, SYN)]), timed(talk(AGENT, SERVER)[:2])
+    row = seen(capture("agent.pcap", asked), capture("server.pcap", answered))
+    assert counts(row) == (1, 1)
+
+
+# ---- one after the other ----
+
+
+@pytest.mark.parametrize("gap", [0, 1, NS], ids=["the same time", "1 ns", "1 s"])
+def test_parts_of_a_rotated_capture_add_up(gap: int) -> None:
+    """Also where another node saw both parts, and where the last frame and the next have one time."""
+    parts = [
+        capture("agent_00001.pcap", WHOLE[:5]),
+        capture("agent_00002.pcap", after(WHOLE[5:], gap - 1_000_000)),
+    ]
+    assert counts(seen(*parts)) == (7, 5)
+    row = seen(*parts, capture("server.pcap", WHOLE[:-1]))
+    assert counts(row) == (7, 5)
+    assert row["witnesses"] == "agent_00001.pcap;agent_00002.pcap;server.pcap"
+
+
+def test_captures_apart_in_time_add_up_whatever_their_names() -> None:
+    row = seen(capture("monday.pcap", WHOLE), capture("tuesday.pcap", after(WHOLE, LATER)))
+    assert counts(row) == (14, 10)
+
+
+def test_each_interval_has_its_own_fullest_witness() -> None:
+    """The agent's capture is the fuller one in the first interval, the server's in the second."""
+    second = after(WHOLE, NS)
+    agent = capture("agent.pcap", [*WHOLE, *second[:4]], interval=NS)
+    server = capture("server.pcap", [*WHOLE[:4], *second], interval=NS)
+    table = pair(merge([agent, server]))
+    assert table["source"].tolist() == ["agent.pcap", "server.pcap"]
+    assert table["packets_out"].tolist() == [7, 7]
+
+
+# ---- the same once more ----
+
+
+@pytest.mark.parametrize("names", [("a.pcap", "copy.pcap"), ("a1.pcap", "a2.pcap")])
+@pytest.mark.parametrize("frames", [WHOLE, WHOLE[:1]], ids=["a conversation", "one frame"])
+def test_a_copy_of_a_file_counts_once(names: tuple[str, str], frames: list[Frame]) -> None:
+    one = seen(capture(names[0], frames))
+    both = seen(*(capture(name, frames) for name in names))
+    assert counts(both) == counts(one)
+    assert both["witnesses"] == ";".join(names)
+
+
+def test_the_same_file_given_twice_counts_once(tmp_path: Path) -> None:
+    path = fr.save(tmp_path, "x.pcap", fr.pcap(WHOLE))
+    table = pair(read_inputs([path, tmp_path, str(path)]))
+    assert counts(only(table)) == (7, 5)
+
+
+def test_a_saved_table_and_its_capture_count_once(tmp_path: Path) -> None:
+    """The flow file names the same source: it is no second observer, yet not the sum either."""
+    path = fr.save(tmp_path, "agent.pcap", fr.pcap(WHOLE))
+    write_flows(pair(read_inputs([path])), tmp_path / "server.parquet")
+    table = pair(merge([capture("server.pcap", WHOLE), read_flows(tmp_path / "server.parquet")]))
+    assert counts(only(table)) == (7, 5)
+
+
+# ---- names ----
+
+
+def test_semicolons_in_names_do_not_make_witnesses(tmp_path: Path) -> None:
+    """A file's and an interface's name are anybody's: the table must still be taken apart."""
+    file = fr.pcapng(WHOLE, interfaces=(Interface("a;b", 9), Interface("c")))
+    row = seen(fr.read(file, "x;y.pcap"))
+    assert row["witnesses"] == row["source"] == "x,y.pcap:0-a,b"
+    write_flows(pair(fr.read(file, "x;y.pcap")), tmp_path / "x.csv")
+    assert counts(only(pair(read_flows(tmp_path / "x.csv")))) == (7, 5)
+
+
+def test_a_table_by_other_hands_may_name_its_source_anyhow() -> None:
+    table = fr.table([fr.flow(AGENT[0], SERVER[0], source="x;y.pcap", witnesses="x;y.pcap")])
+    assert counts(only(pair(unpair(table)))) == (6, 5)
+
+
+def test_two_observers_of_one_name_still_count_once() -> None:
+    one = capture("a:b", WHOLE)
+    other = replace(capture("a", WHOLE), observers=(Observer("a", "b"),))
+    assert {o.name for part in (one, other) for o in part.observers} == {"a:b"}
+    row = seen(one, other)
+    assert counts(row) == (7, 5)
+    assert row["witnesses"] == "a:b"
+
+
+def test_many_witnesses_are_all_named() -> None:
+    names = [f"node-{n:02}.pcap" for n in range(40)]
+    row = only(pair(merge(capture(name, WHOLE[: 3 + n % 3]) for n, name in enumerate(names))))
+    assert row["witnesses"] == ";".join(names)
+    assert counts(row) == (3, 2)
+    assert row["tcp_flags_out"] & ACK
