@@ -1,0 +1,223 @@
+"""Flows × cluster × specification → verdict columns. Rule: pure and vectorised; looks up, never decides by
+an address or a port of its own.
+
+Every distinct address is placed once, every row then indexes tables: which scope two kinds of place make
+(``_SCOPE_OF_PLACES``), and which rule and verdict a port and two roles make (the compiled specification).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analyzer.cluster import KINDS, Cluster
+from analyzer.flows import CARRIER_PORTS
+from analyzer.spec import PROTOCOLS, ROLE_BITS, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: column → what it holds; :func:`judge` adds them to the flow table, all categorical
+COLUMNS = {
+    "client_node": "node (or virtual address) of the client, empty where it is none",
+    "server_node": "node (or virtual address) of the server, empty where it is none",
+    "client_role": "`server`, `agent`, `etcd`, `control-plane`; empty where the client is no node",
+    "server_role": "the same of the server",
+    "scope": "`inter-node`, `intra-node`, `external`, `overlay`, `other`",
+    "rule": "id of the rule whose port it is; empty where the table does not name the port",
+    "verdict": "`allowed`, `wrong-pair`, `wrong-protocol`, `unlisted`, `not-judged`",
+}
+SCOPES = ("inter-node", "intra-node", "external", "overlay", "other")
+VERDICTS = ("allowed", "wrong-pair", "wrong-protocol", "unlisted", "not-judged")
+
+_MEMBERS = ("node", "virtual-ip")
+_INSIDE = ("pod", "service")
+_NO_PLACE = ("multicast", "link-local", "loopback", "unspecified")
+#: ICMP errors belong to the flow that they quote; neighbour discovery and group membership to the link, as
+#: ARP does (RFC 792, RFC 4443, RFC 4861, RFC 2710, RFC 3810)
+_CONTROL_TYPES = {
+    "icmp": (3, 4, 5, 9, 10, 11, 12),
+    "icmpv6": (1, 2, 3, 4, 130, 131, 132, 133, 134, 135, 136, 137, 143),
+}
+_NO_PROTOCOL = len(PROTOCOLS)  # an extra row of the lookup tables, where no port is in any rule
+
+Codes = npt.NDArray[Any]
+
+
+def _scope_of(client: str, server: str) -> str:
+    kinds = (client, server)
+    if any(kind in _NO_PLACE for kind in kinds):
+        return "other"
+    if any(kind in _INSIDE for kind in kinds):
+        return "overlay"
+    members = sum(kind in _MEMBERS for kind in kinds)
+    return ("other", "external", "inter-node")[members]
+
+
+#: [kind of the client's place, kind of the server's place] → index in SCOPES
+_SCOPE_OF_PLACES = np.array([[SCOPES.index(_scope_of(a, b)) for b in KINDS] for a in KINDS], np.int8)
+
+
+def judge(flows: pd.DataFrame, cluster: Cluster, spec: Spec) -> pd.DataFrame:
+    """The flow table with the verdict columns added; rows and their order stay.
+
+    `flows` has the columns of :data:`analyzer.flows.COLUMNS`. Inner flows of tunnels, and flows of addresses
+    in the pod or service ranges, are `overlay`. Only `inter-node` flows get a verdict; `rule` is also set
+    for `external` ones, where a node serves. The outcome of a tunnel's carrier is judged again by node pair,
+    since nodes may have several addresses.
+    """
+    client, server = (_Side.of(flows[name], cluster) for name in ("client", "server"))
+    scope = _scopes(flows, client, server)
+    rule, verdict = _verdicts(flows, client, server, scope, spec)
+    names = ["", *cluster.members]
+    roles = ["", *ROLE_BITS]
+    added = {
+        "client_node": _categorical(client.member + 1, names),
+        "server_node": _categorical(server.member + 1, names),
+        "client_role": _categorical(client.role_code, roles),
+        "server_role": _categorical(server.role_code, roles),
+        "scope": _categorical(scope, SCOPES),
+        "rule": _categorical(rule + 1, ["", *(r.id for r in spec.rules)]),
+        "verdict": _categorical(verdict, VERDICTS),
+    }
+    outcome = _carrier_outcomes(flows, client, server, scope)
+    return flows.assign(**({} if outcome is None else {"outcome": outcome}), **added)
+
+
+def _categorical(codes: Codes, names: list[str] | tuple[str, ...]) -> pd.Categorical:
+    return pd.Categorical.from_codes(codes, pd.Index(names, dtype="str"), validate=False)
+
+
+class _Side:
+    """Where one end of each flow is. All arrays have shape (n,)."""
+
+    def __init__(self, kind: Codes, member: Codes, mask: npt.NDArray[np.uint8], role_code: Codes) -> None:
+        self.kind, self.member, self.mask, self.role_code = kind, member, mask, role_code
+
+    @classmethod
+    def of(cls, column: pd.Series, cluster: Cluster) -> _Side:
+        codes, texts = _coded(column)
+        known = [text if text else "::" for text in texts]
+        places = cluster.places(known)
+        role_codes = np.zeros(max(ROLE_BITS.values()) + 1, np.int8)
+        for number, mask in enumerate(ROLE_BITS.values()):
+            role_codes[mask] = number + 1
+        return cls(
+            places.kind.astype(np.int8)[codes],
+            places.member[codes],
+            places.role[codes],
+            role_codes[places.role][codes],
+        )
+
+
+def _coded(column: pd.Series) -> tuple[Codes, list[str]]:
+    """Codes and distinct texts of a text column, categorical or not."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.codes.to_numpy(), column.cat.categories.astype(str).tolist()
+    codes, texts = pd.factorize(column.astype(str))
+    return codes, list(texts)
+
+
+def _looked_up(column: pd.Series, value: Callable[[str], int], dtype: type[np.generic]) -> Codes:
+    """value(text) for each row, computed once for each distinct text."""
+    codes, texts = _coded(column)
+    return np.array([value(text) for text in texts], dtype)[codes] if texts else np.zeros(0, dtype)
+
+
+def _scopes(flows: pd.DataFrame, client: _Side, server: _Side) -> Codes:
+    scope = _SCOPE_OF_PLACES[client.kind, server.kind]
+    inter = scope == SCOPES.index("inter-node")
+    scope[inter & (client.member == server.member)] = SCOPES.index("intra-node")
+    scope[_looked_up(flows["tunnel"], bool, np.bool_).astype(bool)] = SCOPES.index("overlay")
+    scope[_is_control(flows) & (scope != SCOPES.index("overlay"))] = SCOPES.index("other")
+    return scope
+
+
+def _is_control(flows: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    names = list(_CONTROL_TYPES)
+    row = _looked_up(flows["protocol"], lambda p: names.index(p) if p in names else len(names), np.int8)
+    result = np.zeros(len(flows), bool)
+    icmp = np.flatnonzero(row < len(names))
+    table = np.zeros((len(names), 65536), bool)
+    for number, types in enumerate(_CONTROL_TYPES.values()):
+        table[number, list(types)] = True
+    result[icmp] = table[row[icmp], flows["client_port"].to_numpy()[icmp]]
+    return result
+
+
+def _rule_ports(flows: pd.DataFrame, protocol: Codes) -> Codes:
+    """The number that a rule names: the server's port, for ICMP the type."""
+    ports = flows["server_port"].to_numpy()
+    icmp = np.flatnonzero(protocol >= PROTOCOLS.index("icmp"))
+    if len(icmp):
+        ports = ports.copy()
+        ports[icmp] = flows["client_port"].to_numpy()[icmp]
+    return ports
+
+
+class _Lookup:
+    """The compiled specification as one table: [state of a protocol's port, client mask × 16 + server mask]
+    → rule and verdict.
+
+    A state is a distinct pair of the port's own class and its class under another protocol.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        tables = spec.compile()
+        none = np.zeros((1, 65536), np.uint16)
+        own = np.concatenate([tables.port_class, none]).ravel()
+        other = np.concatenate([tables.other_class, none]).ravel()
+        states, self.state = np.unique(own.astype(np.uint32) << 16 | other, return_inverse=True)
+        self.own, other_of = states >> 16, states & 0xFFFF
+        allowed = tables.allowed[self.own].reshape(len(states), -1)
+        self.named = tables.named[np.where(self.own > 0, self.own, other_of)]
+        refused = np.where(self.own > 0, 1, np.where(other_of > 0, 2, 3))
+        self.rule = np.where(allowed >= 0, allowed, self.named[:, None]).astype(np.int16)
+        self.verdict = np.where(allowed >= 0, 0, refused[:, None]).astype(np.int8)
+
+
+def _verdicts(
+    flows: pd.DataFrame, client: _Side, server: _Side, scope: Codes, spec: Spec
+) -> tuple[Codes, Codes]:
+    """(index of the rule or -1, index in VERDICTS) of each row."""
+    lookup = _Lookup(spec)
+    protocol = _looked_up(
+        flows["protocol"], lambda p: PROTOCOLS.index(p) if p in PROTOCOLS else _NO_PROTOCOL, np.int32
+    )
+    state = lookup.state.astype(np.int16).take((protocol << 16) | _rule_ports(flows, protocol))
+    cell = (state.astype(np.int32) << 8) | (client.mask << 4) | server.mask
+    rule, verdict = lookup.rule.take(cell), lookup.verdict.take(cell)
+    rest = np.flatnonzero(scope != SCOPES.index("inter-node"))
+    verdict[rest] = VERDICTS.index("not-judged")
+    served = (scope[rest] == SCOPES.index("external")) & (server.member[rest] >= 0)
+    rule[rest] = np.where(served & (lookup.own[state[rest]] > 0), lookup.named[state[rest]], -1)
+    return rule, verdict
+
+
+def _carrier_outcomes(
+    flows: pd.DataFrame, client: _Side, server: _Side, scope: Codes
+) -> pd.Categorical | None:
+    """Outcomes where a carrier went unanswered between two addresses, yet not between their nodes; None
+    where there is none.
+    """
+    codes, names = _coded(flows["outcome"])
+    if "unanswered" not in names:
+        return None
+    names = names if "answered" in names else [*names, "answered"]
+    port = flows["server_port"].to_numpy()
+    silent = np.flatnonzero((flows["packets_in"].to_numpy() == 0) & (scope == SCOPES.index("inter-node")))
+    carrier = silent[
+        np.isin(port[silent], CARRIER_PORTS) & (flows["protocol"].iloc[silent] == "udp").to_numpy()
+    ]
+    members = np.int64(max(client.member.max(initial=0), server.member.max(initial=0)) + 1)
+    there = (client.member[carrier] * members + server.member[carrier]) * 65536 + port[carrier]
+    back = (server.member[carrier] * members + client.member[carrier]) * 65536 + port[carrier]
+    answered = (codes[carrier] == names.index("unanswered")) & np.isin(there, back)
+    if not answered.any():
+        return None
+    codes = codes.copy()
+    codes[carrier[answered]] = names.index("answered")
+    return _categorical(codes, names)
