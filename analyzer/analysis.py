@@ -1,0 +1,88 @@
+"""One run: judged flows, findings, coverage, matrices. Rule: joins the rooms and holds what they made;
+computes nothing itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analyzer.cluster import Cluster, load_cluster
+from analyzer.findings import find
+from analyzer.flows import pair
+from analyzer.matrices import By, matrix
+from analyzer.rows import Coverage, OneWay
+from analyzer.spec import DEFAULT_SPEC, PROTOCOLS, Spec, load_spec
+from analyzer.store import read_inputs
+from analyzer.verdict import judge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
+def server_ports(spec: Spec) -> frozenset[tuple[int, int]]:
+    """(protocol number, port) pairs that the specification names; NodePorts too, though they border on
+    ephemeral ports.
+    """
+    tables = spec.compile()
+    return frozenset(
+        (_NUMBERS[name], port)
+        for name in PROTOCOLS
+        if name in _NUMBERS
+        for port in tables.port_class[PROTOCOLS.index(name)].nonzero()[0].tolist()
+    )
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What one run found out.
+
+    `flows`: the judged flow table (:data:`analyzer.flows.COLUMNS` and :data:`analyzer.verdict.COLUMNS`).
+    `coverage`: a ledger for each source.
+    """
+
+    flows: pd.DataFrame
+    cluster: Cluster
+    spec: Spec
+    coverage: tuple[Coverage, ...] = field(default_factory=tuple)
+
+    @classmethod
+    def of(cls, rows: OneWay, cluster: Cluster, spec: Spec) -> Analysis:
+        """Pairs and judges one-way rows."""
+        whole = rows.settled()
+        return cls(judge(pair(whole, server_ports(spec)), cluster, spec), cluster, spec, whole.coverage)
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """:data:`analyzer.findings.COLUMNS`, the gravest first."""
+        return find(self.flows, self.cluster, self.spec, self.coverage)
+
+    def matrix(self, by: By = "role") -> pd.DataFrame:
+        """See :func:`analyzer.matrices.matrix`."""
+        return matrix(self.flows, by, self.spec, self.cluster)
+
+    @property
+    def ledger(self) -> pd.DataFrame:
+        """The coverage as a DataFrame, one row for each source; times are UTC."""
+        table = pd.DataFrame([c.__dict__ for c in self.coverage], columns=list(Coverage.__annotations__))
+        for name in ("start", "end"):
+            table[name] = pd.to_datetime(table[name].where(table[name] > 0), unit="ns", utc=True)
+        return table
+
+
+def analyze(
+    *inputs: str | Path, cluster: Cluster | str | Path, spec: Spec | str | Path = DEFAULT_SPEC
+) -> Analysis:
+    """Reads captures, flow files or folders of them, and judges what is in them.
+
+    `cluster` and `spec` may be given as files, `spec` by the name of a shipped one. Raises AnalyzerError
+    where an input is at fault.
+    """
+    whole = cluster if isinstance(cluster, Cluster) else load_cluster(cluster)
+    rules = spec if isinstance(spec, Spec) else load_spec(spec)
+    return Analysis.of(read_inputs(inputs), whole, rules)

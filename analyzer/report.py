@@ -1,0 +1,97 @@
+"""The JSON document. Rule: turns one Analysis into plain values; reads and writes nothing, and computes no
+number of its own.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analyzer.verdict import SCOPES, VERDICTS
+
+if TYPE_CHECKING:
+    from analyzer.analysis import Analysis
+    from analyzer.matrices import By
+
+SCHEMA = 1
+MATRICES: tuple[By, ...] = ("role", "node", "rule")
+
+
+def analyzer_version() -> str:
+    """The distribution's version; `unknown` where the package runs without being installed."""
+    try:
+        return version("rke2-flows")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def document(analysis: Analysis) -> dict[str, Any]:
+    """The whole result as values that JSON can hold. Times are ISO 8601 in UTC, counts integers."""
+    return {
+        "schema": SCHEMA,
+        "analyzer": {"name": "rke2-flows", "version": analyzer_version()},
+        "spec": _spec(analysis),
+        "cluster": _cluster(analysis),
+        "coverage": records(analysis.ledger),
+        "summary": summary(analysis),
+        "matrix": {by: records(analysis.matrix(by).reset_index()) for by in MATRICES},
+        "findings": records(analysis.findings),
+    }
+
+
+def _spec(analysis: Analysis) -> dict[str, Any]:
+    spec = analysis.spec
+    return {"name": spec.name, "title": spec.title, "source": spec.source, "rules": records(spec.to_frame())}
+
+
+def _cluster(analysis: Analysis) -> dict[str, Any]:
+    cluster = analysis.cluster
+    return {
+        "name": cluster.name,
+        "members": records(cluster.to_frame()),
+        "pod_cidrs": list(cluster.pod_cidrs),
+        "service_cidrs": list(cluster.service_cidrs),
+    }
+
+
+def summary(analysis: Analysis) -> dict[str, Any]:
+    """Flows, packets and bytes by verdict and by scope, findings by severity and kind."""
+    flows, findings = analysis.flows, analysis.findings
+    return {
+        "verdicts": _sums(flows, "verdict", VERDICTS),
+        "scopes": _sums(flows, "scope", SCOPES),
+        "findings": {
+            by: findings[by].value_counts().sort_index().astype(int).to_dict() for by in ("severity", "kind")
+        },
+    }
+
+
+def _sums(flows: pd.DataFrame, by: str, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    codes = flows[by].cat.codes.to_numpy()
+    totals = {
+        "flows": np.ones(len(flows), np.uint64),
+        "packets": flows["packets_out"].to_numpy() + flows["packets_in"].to_numpy(),
+        "bytes": flows["bytes_out"].to_numpy() + flows["bytes_in"].to_numpy(),
+    }
+    sums = {what: np.zeros(len(names), np.uint64) for what in totals}
+    for what, values in totals.items():
+        np.add.at(sums[what], codes, values)
+    return {name: {what: int(values[i]) for what, values in sums.items()} for i, name in enumerate(names)}
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dicts of plain values; missing ones are None."""
+    return [{str(k): _plain(v) for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pd.Timestamp):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is pd.NaT or value is pd.NA or value is None:
+        return None
+    return value

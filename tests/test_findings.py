@@ -1,0 +1,612 @@
+"""Findings: each kind by the least that makes one, and by a near miss that does not. Rule: flow rows by hand,
+judged by verdict.py; captures where a kind hangs on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from typing import Any
+
+import frames as fr
+import pandas as pd
+import pytest
+from frames import EPOCH, NS, failed, flow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packets import SYN
+
+from analyzer.analysis import Analysis
+from analyzer.cluster import Cluster, Node
+from analyzer.findings import (
+    COLUMNS,
+    KINDS,
+    MANY_CLIENTS,
+    SCAN_NODES,
+    SCAN_PORTS,
+    SEVERITIES,
+    find,
+)
+from analyzer.rows import Coverage
+from analyzer.spec import Rule, Spec, load_spec
+from analyzer.verdict import judge
+
+AGENTS = tuple(f"10.10.0.{20 + n}" for n in range(1, 13))
+SERVER, SERVER_2 = "10.10.0.11", "10.10.0.12"
+AGENT, AGENT_2 = AGENTS[:2]
+OUTSIDE = "10.10.0.99"
+CLUSTER = Cluster(
+    "prod",
+    (
+        Node("server-1", "server", (SERVER,)),
+        Node("server-2", "server", (SERVER_2,)),
+        *(Node(f"agent-{n}", "agent", (address,)) for n, address in enumerate(AGENTS, 1)),
+    ),
+    pod_cidrs=("10.42.0.0/16",),
+)
+SPEC = load_spec("rke2-canal")
+Flow = dict[str, Any]
+
+
+def found(
+    *flows: Flow, coverage: tuple[Coverage, ...] = (), spec: Spec = SPEC, cluster: Cluster = CLUSTER
+) -> pd.DataFrame:
+    return find(judge(fr.table(flows), cluster, spec), cluster, spec, coverage)
+
+
+def brief(findings: pd.DataFrame) -> set[tuple[str, str, str, str, int]]:
+    columns = ("kind", "severity", "client", "server", "port")
+    return set(findings[list(columns)].itertuples(index=False, name=None))
+
+
+def only(findings: pd.DataFrame) -> pd.Series:
+    assert len(findings) == 1, findings[["kind", "title"]].to_string()
+    return findings.iloc[0]
+
+
+def ledger(**changes: Any) -> Coverage:
+    return Coverage(
+        "capture.pcap", **({"frames": 100, "flow": 100, "start": EPOCH, "end": EPOCH + 600 * NS} | changes)
+    )
+
+
+# ---- violation ----
+
+VIOLATIONS: dict[str, tuple[Flow, str]] = {
+    "an agent reaches etcd": (flow(AGENT, SERVER, 2379), "critical"),
+    "an agent reaches etcd's peers": (flow(AGENT, SERVER, 2380), "critical"),
+    "an agent reaches etcd's metrics": (flow(AGENT, SERVER, 2381), "critical"),
+    "an agent tries etcd": (failed(AGENT, SERVER, 2379), "high"),
+    "an agent tries etcd, one way": (flow(AGENT, SERVER, 2379, outcome="one-way"), "critical"),
+    "a server reaches an agent's etcd port": (flow(SERVER, AGENT, 2379), "high"),
+    "a server joins through another": (flow(SERVER, SERVER_2, 9345), "low"),
+    "a server tries to join through another": (failed(SERVER, SERVER_2, 9345), "low"),
+    "a server asks another's apiserver": (flow(SERVER, SERVER_2, 6443), "low"),
+    "a server reaches an agent's 6443": (flow(SERVER, AGENT, 6443), "high"),
+    "a server tries an agent's 6443": (failed(SERVER, AGENT, 6443), "medium"),
+    "UDP reaches 6443": (flow(AGENT, SERVER, 6443, "udp"), "medium"),
+    "UDP tries 6443": (failed(AGENT, SERVER, 6443, "udp"), "low"),
+    "ssh": (flow(AGENT, AGENT_2, 22), "medium"),
+    "ssh is refused": (failed(AGENT, AGENT_2, 22, outcome="refused"), "low"),
+    "a ping": (flow(AGENT, SERVER, 0, "icmp", client_port=8), "medium"),
+}
+NO_VIOLATIONS = {
+    "an agent asks the apiserver": flow(AGENT, SERVER, 6443),
+    "etcd among servers": flow(SERVER, SERVER_2, 2379),
+    "a node asks itself": flow(AGENT, AGENT, 2379),
+    "a pod's etcd": flow("10.42.0.5", SERVER, 2379),
+    "in the overlay": flow(AGENT, SERVER, 2379, tunnel="vxlan", vni=1),
+    "neither is a node": flow(OUTSIDE, "10.10.0.98", 2379),
+    "out of the cluster": flow(AGENT, OUTSIDE, 22),
+    "an ICMP error": flow(AGENT, SERVER, 1, "icmp", client_port=3),
+    "multicast": flow(AGENT, "224.0.0.1", 5353, "udp"),
+    "an allowed flow, one way": flow(AGENT, SERVER, 6443, outcome="one-way"),
+}
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_violation(name: str) -> None:
+    row, severity = VIOLATIONS[name]
+    finding = only(found(row))
+    assert (finding["kind"], finding["severity"]) == ("violation", severity)
+    assert finding["port"] == (row["client_port"] if row["protocol"] == "icmp" else row["server_port"])
+    assert finding["client"] in finding["title"]
+    assert ("tried to reach" in finding["title"]) == (row["outcome"] in ("unanswered", "refused"))
+
+
+@pytest.mark.parametrize("name", NO_VIOLATIONS)
+def test_no_violation(name: str) -> None:
+    assert found(NO_VIOLATIONS[name]).empty
+
+
+def test_one_that_got_through_makes_it_graver() -> None:
+    finding = only(found(failed(AGENT, SERVER, 2379), flow(AGENT, SERVER, 2379), failed(AGENT, SERVER, 2379)))
+    assert finding["severity"] == "critical"
+    assert finding["outcomes"] == {"answered": 1, "unanswered": 2}
+    assert list(finding["outcomes"]) == ["answered", "unanswered"]
+
+
+def test_a_violation_says_where_it_is_written() -> None:
+    flows = [
+        flow(AGENT, SERVER, 2379, start=EPOCH + n * NS, first_frame=10 + n, source=f"{n}.pcap")
+        for n in (4, 1, 3, 2)
+    ]
+    finding = only(found(*flows))
+    assert finding["evidence"] == [{"source": f"{n}.pcap", "first_frame": 10 + n} for n in (1, 2, 3)]
+    assert (finding["flows"], finding["packets"], finding["bytes"]) == (4, 44, 4 * 5600)
+    assert finding["first_seen"] == pd.Timestamp(EPOCH + NS, tz="UTC")
+    assert finding["last_seen"] == pd.Timestamp(EPOCH + 5 * NS, tz="UTC")
+    assert (finding["rule"], finding["verdict"]) == ("etcd-client", "wrong-pair")
+    assert (finding["client_role"], finding["server_role"]) == ("agent", "server")
+
+
+def test_joining_through_a_server_names_the_other_table() -> None:
+    assert "rke2-canal-2025-07-28" in only(found(flow(SERVER, SERVER_2, 9345)))["advice"]
+    assert "rke2-canal-2025-07-28" not in only(found(flow(SERVER, AGENT, 9345)))["advice"]
+    assert found(flow(SERVER, SERVER_2, 9345), spec=load_spec("rke2-canal-2025-07-28")).empty
+
+
+# ---- blocked ----
+
+
+@pytest.mark.parametrize("outcome", ["refused", "unreachable", "unanswered"])
+@pytest.mark.parametrize(
+    ("client", "port", "protocol", "severity"),
+    [
+        (AGENT, 6443, "tcp", "high"),
+        (AGENT, 9345, "tcp", "high"),
+        (SERVER_2, 2379, "tcp", "high"),
+        (AGENT, 8472, "udp", "high"),
+        (AGENT, 51820, "udp", "high"),
+        (AGENT, 10250, "tcp", "medium"),
+        (AGENT, 30080, "tcp", "medium"),
+        (AGENT, 9099, "tcp", "info"),
+        (SERVER_2, 2381, "tcp", "info"),
+    ],
+)
+def test_blocked(client: str, port: int, protocol: str, severity: str, outcome: str) -> None:
+    finding = only(found(failed(client, SERVER, port, protocol, outcome=outcome), coverage=(ledger(),)))
+    assert (finding["kind"], finding["severity"], finding["port"]) == ("blocked", severity, port)
+    assert finding["outcomes"] == {outcome: 1}
+    assert ("loopback" in finding["advice"]) == (severity == "info")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        flow(AGENT, SERVER, 6443),
+        flow(AGENT, SERVER, 6443, outcome="one-way", packets_in=0),
+        failed(AGENT, "10.42.0.5", 6443),
+        failed(AGENT, OUTSIDE, 6443),
+        failed(OUTSIDE, SERVER, 6443),
+    ],
+    ids=["answered", "one way", "a pod", "the outside", "from outside"],
+)
+def test_not_blocked(row: Flow) -> None:
+    others = [flow(AGENT_2, SERVER, 6443) for _ in range(3)]
+    assert "blocked" not in set(found(row, *others, coverage=(ledger(),))["kind"])
+
+
+LAST = EPOCH + 600 * NS
+ENDINGS: dict[str, tuple[Flow, bool]] = {
+    "a single packet, half a second before the end": (
+        failed(AGENT, SERVER, start=LAST - NS // 2, end=LAST - NS // 2, packets_out=1),
+        False,
+    ),
+    "a single packet, two seconds before the end": (
+        failed(AGENT, SERVER, start=LAST - 2 * NS, end=LAST - 2 * NS, packets_out=1),
+        True,
+    ),
+    "two packets, the later at the very end": (
+        failed(AGENT, SERVER, start=LAST - NS, end=LAST, packets_out=2),
+        True,
+    ),
+    "refused at the very end": (
+        failed(AGENT, SERVER, start=LAST, end=LAST, packets_out=1, packets_in=1, outcome="refused"),
+        True,
+    ),
+    "unreachable at the very end": (
+        failed(AGENT, SERVER, start=LAST, end=LAST, packets_out=1, outcome="unreachable"),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+@pytest.mark.parametrize("interface", ["", ":if2", ":0-eth0"])
+def test_blocked_is_not_claimed_at_the_very_end(name: str, interface: str) -> None:
+    row, blocked = ENDINGS[name]
+    row = row | {"source": f"capture.pcap{interface}"}
+    assert (len(found(row, coverage=(ledger(),))) == 1) == blocked
+
+
+WITNESSES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "both captures, both saw it": (
+        "agent-1.pcap;server-1.pcap",
+        ("agent-1.pcap", "server-1.pcap"),
+        "came to server-1",
+    ),
+    "both captures, the server did not": (
+        "agent-1.pcap",
+        ("agent-1.pcap", "server-1.pcap"),
+        "never came to server-1",
+    ),
+    "only the agent's capture": ("agent-1.pcap", ("agent-1.pcap",), ""),
+    "a capture of another node": ("agent-1.pcap", ("agent-1.pcap", "server-11.pcap"), ""),
+    "in a folder, by interface": (
+        "x/agent-1_any.pcap:if2",
+        ("x/agent-1_any.pcap", "x/server-1_any.pcap"),
+        "never came to server-1",
+    ),
+    "the server's capture saw it only": ("server-1.pcap", ("agent-1.pcap", "server-1.pcap"), ""),
+}
+
+
+@pytest.mark.parametrize("name", WITNESSES)
+def test_blocked_says_where_it_was_lost(name: str) -> None:
+    witnesses, files, words = WITNESSES[name]
+    row = failed(AGENT, SERVER, source=witnesses.split(";", maxsplit=1)[0], witnesses=witnesses)
+    advice = only(found(row, coverage=tuple(replace(ledger(), source=f) for f in files)))["advice"]
+    assert ("It left" in advice) == bool(words)
+    assert words in advice
+
+
+# ---- exposure ----
+
+EXPOSURES: dict[str, tuple[int, str, str]] = {
+    "NodePort": (30080, "tcp", "info"),
+    "the last NodePort": (32767, "tcp", "info"),
+    "kubectl": (6443, "tcp", "low"),
+    "join": (9345, "tcp", "medium"),
+    "kubelet": (10250, "tcp", "critical"),
+    "etcd": (2379, "tcp", "critical"),
+    "etcd's peers": (2380, "tcp", "critical"),
+    "etcd's metrics": (2381, "tcp", "critical"),
+    "health": (9099, "tcp", "high"),
+}
+
+
+@pytest.mark.parametrize("name", EXPOSURES)
+def test_exposure(name: str) -> None:
+    port, protocol, severity = EXPOSURES[name]
+    finding = only(found(flow(OUTSIDE, SERVER, port, protocol)))
+    assert (finding["kind"], finding["severity"]) == ("exposure", severity)
+    assert (finding["client"], finding["client_role"]) == (OUTSIDE, "outside")
+    assert (finding["server"], finding["rule"] != "") == ("server-1", True)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        failed(OUTSIDE, SERVER, 10250),
+        failed(OUTSIDE, SERVER, 10250, outcome="refused"),
+        flow(OUTSIDE, SERVER, 10250, outcome="one-way"),
+        flow(OUTSIDE, SERVER, 22),
+        flow(OUTSIDE, SERVER, 10250, "udp"),
+        flow(SERVER, OUTSIDE, 10250),
+        flow(OUTSIDE, "10.42.0.5", 10250),
+        flow(AGENT, SERVER, 10250),
+    ],
+    ids=[
+        "silent",
+        "refused",
+        "one way",
+        "not in the table",
+        "the other protocol",
+        "outwards",
+        "a pod",
+        "a node",
+    ],
+)
+def test_no_exposure(row: Flow) -> None:
+    assert found(row).empty
+
+
+def test_a_port_that_the_specification_opens_to_the_outside_is_no_exposure() -> None:
+    everyone = Rule("kubectl", "tcp", 6443, 6443, frozenset({"external"}), frozenset({"server"}))
+    spec = replace(SPEC, rules=(*SPEC.rules, everyone))
+    assert found(flow(OUTSIDE, SERVER, 6443), spec=spec).empty
+    assert len(found(flow(OUTSIDE, SERVER, 6443), flow(OUTSIDE, AGENT, 6443), spec=spec)) == 1
+
+
+@pytest.mark.parametrize(("clients", "findings"), [(MANY_CLIENTS, MANY_CLIENTS), (MANY_CLIENTS + 1, 1)])
+def test_many_outside_clients_are_one_exposure(clients: int, findings: int) -> None:
+    table = found(*(flow(f"203.0.113.{n}", SERVER, 30080) for n in range(clients)))
+    assert len(table) == findings
+    assert table["flows"].sum() == clients
+    assert (
+        set(table["client"]) == {"(many addresses)"}
+        if findings == 1
+        else table["client"].nunique() == clients
+    )
+
+
+# ---- foreign tunnels ----
+
+
+@pytest.mark.parametrize("port", [4789, 6081, 8472, 51820, 51821, 51871])
+@pytest.mark.parametrize("make", [flow, failed])
+def test_foreign_tunnel(port: int, make: Any) -> None:
+    """Even unanswered: what came in came in."""
+    finding = only(found(make(OUTSIDE, AGENT, port, "udp")))
+    assert (finding["kind"], finding["severity"], finding["port"]) == ("foreign-tunnel", "high", port)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        flow(AGENT, AGENT_2, 8472, "udp"),
+        flow(AGENT, OUTSIDE, 8472, "udp"),
+        flow(OUTSIDE, "10.10.0.98", 8472, "udp"),
+    ],
+    ids=["among nodes", "outwards", "to no node"],
+)
+def test_no_foreign_tunnel(row: Flow) -> None:
+    assert found(row).empty
+
+
+# ---- scans ----
+
+
+def ports(client: str, server: str, count: int, first: int = 1, **changes: Any) -> list[Flow]:
+    return [
+        failed(client, server, first + n, outcome="refused", **({"start": EPOCH + n * 1_000_000} | changes))
+        for n in range(count)
+    ]
+
+
+def test_a_scan_of_a_thousand_ports_is_one_finding() -> None:
+    finding = only(found(*ports(AGENT, SERVER, 1000)))
+    assert (finding["kind"], finding["severity"], finding["client"], finding["server"]) == (
+        "scan",
+        "high",
+        "agent-1",
+        "server-1",
+    )
+    assert (finding["flows"], finding["protocol"], finding["port"]) == (1000, "tcp", 0)
+    assert "1000 ports" in finding["title"]
+
+
+def test_ports_of_the_table_that_a_scan_passes_over_are_part_of_it() -> None:
+    assert brief(found(*ports(AGENT, SERVER, 500, 6200))) == {("scan", "high", "agent-1", "server-1", 0)}
+    assert brief(found(*ports(AGENT, SERVER, 500, 2200))) == {("scan", "high", "agent-1", "server-1", 0)}
+
+
+def test_a_scan_of_many_nodes_is_one_finding() -> None:
+    wide = [row for server in (SERVER, SERVER_2, AGENT_2) for row in ports(AGENT, server, 400)]
+    assert brief(found(*wide)) == {("scan", "high", "agent-1", "(3 nodes)", 0)}
+    flat = [failed(SERVER, agent, 22) for agent in AGENTS[:SCAN_NODES]]
+    assert brief(found(*flat)) == {("scan", "high", "server-1", f"({SCAN_NODES} nodes)", 0)}
+    assert "tcp/22" in only(found(*flat))["title"]
+
+
+def test_just_below_a_scan() -> None:
+    assert set(found(*ports(AGENT, SERVER, SCAN_PORTS - 1))["kind"]) == {"violation"}
+    assert set(found(*(failed(SERVER, agent, 22) for agent in AGENTS[: SCAN_NODES - 1]))["kind"]) == {
+        "violation"
+    }
+
+
+def test_a_scan_does_not_swallow_what_was_answered() -> None:
+    """The one port that was open is what matters."""
+    rows = [*ports(AGENT, SERVER, 1000, 2000), flow(AGENT, SERVER, 2379, start=EPOCH + 379 * 1_000_000)]
+    rows = [row for row in rows if row["outcome"] == "answered" or row["server_port"] != 2379]
+    assert brief(found(*rows)) == {
+        ("violation", "critical", "agent-1", "server-1", 2379),
+        ("scan", "high", "agent-1", "server-1", 0),
+    }
+
+
+def test_a_scan_does_not_swallow_what_is_blocked_at_another_time() -> None:
+    later = failed(AGENT, SERVER, 9345, start=EPOCH + 300 * NS)
+    assert brief(found(*ports(AGENT, SERVER, 100), later, coverage=(ledger(),))) == {
+        ("scan", "high", "agent-1", "server-1", 0),
+        ("blocked", "high", "agent-1", "server-1", 9345),
+    }
+
+
+def test_two_scanners_are_two_findings() -> None:
+    assert len(found(*ports(AGENT, SERVER, 50), *ports(AGENT_2, SERVER, 50))) == 2
+
+
+def test_a_scan_from_outside_is_less_grave() -> None:
+    assert brief(found(*ports(OUTSIDE, SERVER, 100))) == {("scan", "medium", OUTSIDE, "server-1", 0)}
+
+
+def test_dead_nodes_are_no_scan() -> None:
+    """Scraping twelve kubelets that are down: the table wants these flows, so each is blocked."""
+    table = found(*(failed(SERVER, agent, 10250) for agent in AGENTS), coverage=(ledger(),))
+    assert len(table) == len(AGENTS)
+    assert set(table["kind"]) == {"blocked"}
+
+
+def test_a_scan_does_not_swallow_what_is_blocked_elsewhere_meanwhile() -> None:
+    """Kubelets that are down are no part of a scan, though as many nodes are asked in vain as make one."""
+    scan = ports(SERVER, SERVER_2, 100, 3000)
+    table = found(*scan, *(failed(SERVER, agent, 10250) for agent in AGENTS), coverage=(ledger(),))
+    assert table["kind"].value_counts().to_dict() == {"blocked": len(AGENTS), "scan": 1}
+
+
+def test_a_client_that_mostly_succeeds_is_no_scanner() -> None:
+    rows = [*ports(AGENT, SERVER, 30), *(flow(AGENT, SERVER, 4000 + n) for n in range(40))]
+    assert "scan" not in set(found(*rows)["kind"])
+
+
+# ---- blind spots ----
+
+BLIND = {
+    "lost": "medium",
+    "truncated": "medium",
+    "unsupported": "medium",
+    "malformed": "low",
+    "fragment": "low",
+    "inner_truncated": "low",
+    "inner_malformed": "low",
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_blind_spot(name: str) -> None:
+    finding = only(found(coverage=(ledger(**{name: 17}),)))
+    assert (finding["kind"], finding["severity"]) == ("blind-spot", BLIND[name])
+    assert (finding["client"], finding["packets"]) == ("capture.pcap", 17)
+    assert finding["title"].startswith("capture.pcap: 17 ")
+    assert finding["evidence"] == [{"source": "capture.pcap", "first_frame": 0}]
+
+
+def test_damage_and_emptiness_are_blind_spots() -> None:
+    damaged = only(found(coverage=(ledger(damage="frame 3: cut"),)))
+    assert (damaged["severity"], "frame 3: cut" in damaged["title"]) == ("high", True)
+    assert only(found(coverage=(Coverage("capture.pcap"),)))["severity"] == "medium"
+
+
+def test_no_blind_spot() -> None:
+    assert found(coverage=(ledger(), ledger(not_ip=50, inner_not_ip=3, inner_fragment=2))).empty
+
+
+def test_several_gaps_of_several_captures_are_told_apart() -> None:
+    ledgers = (ledger(lost=1, malformed=2), replace(ledger(lost=1, truncated=4), source="b.pcap"))
+    table = found(coverage=ledgers)
+    assert len(table) == 4
+    assert table["id"].is_unique
+
+
+def test_a_gap_that_grows_keeps_its_id() -> None:
+    assert only(found(coverage=(ledger(lost=1),)))["id"] == only(found(coverage=(ledger(lost=99),)))["id"]
+
+
+# ---- one direction only ----
+
+
+def analysed(frames: list[bytes], cluster: Cluster = CLUSTER) -> Analysis:
+    """From bytes to findings, the whole way; the capture goes on for a minute after its last frame."""
+    records = [*fr.timed(frames, step=10_000_000), fr.Frame(fr.arp(), EPOCH + 60 * NS)]
+    return Analysis.of(fr.read(fr.pcap(records)), cluster, SPEC)
+
+
+CLIENTS = [((AGENT, 40000 + n), (SERVER, 6443)) for n in range(3)]
+TALKS = [frame for ends in CLIENTS for frame in fr.talk(*ends)]
+UDP_TALK = [fr.datagram((AGENT, 51820), (AGENT_2, 51820), b"x" * 40)]
+
+
+def test_a_capture_of_one_direction_is_a_blind_spot_and_blocks_nothing() -> None:
+    """A mirror port that shows what agents send: SYNs and acknowledgements, no answers, WireGuard one way."""
+    out = [frame for frame in TALKS if frame[26:30] == TALKS[0][26:30]]
+    assert brief(analysed(out + UDP_TALK).findings) == {("blind-spot", "medium", "capture.pcap", "", 0)}
+
+
+def test_the_other_direction_is_one_too() -> None:
+    back = [frame for frame in TALKS if frame[26:30] != TALKS[0][26:30]]
+    assert brief(analysed(back).findings) == {("blind-spot", "medium", "capture.pcap", "", 0)}
+
+
+def test_a_firewall_that_drops_is_no_blind_spot() -> None:
+    """SYNs alone: the same counts, yet nothing was acknowledged."""
+    syns = [fr.segment(*ends, SYN) for ends in CLIENTS for _ in range(3)]
+    assert brief(analysed(syns).findings) == {("blocked", "high", "agent-1", "server-1", 6443)}
+    assert brief(analysed(TALKS + UDP_TALK).findings) == {("blocked", "high", "agent-1", "agent-2", 51820)}
+
+
+def test_a_whole_capture_has_no_findings() -> None:
+    assert analysed(TALKS).findings.empty
+
+
+def test_a_deaf_interface_of_a_capture() -> None:
+    """Observers are interfaces, ledgers are files: the one finds the other."""
+    table = judge(
+        fr.table(
+            [
+                flow(AGENT, SERVER, outcome="one-way", source="capture.pcap:if2"),
+                failed(AGENT, AGENT_2, 10250, source="capture.pcap:if2"),
+                flow(AGENT, SERVER, outcome="one-way", source="capture.pcap:if3"),
+            ]
+        ),
+        CLUSTER,
+        SPEC,
+    )
+    assert brief(find(table, CLUSTER, SPEC, (ledger(),))) == {("blind-spot", "medium", "capture.pcap", "", 0)}
+
+
+# ---- the table ----
+
+ALL_KINDS = (
+    flow(AGENT, SERVER, 2379),
+    failed(AGENT, SERVER, 9345),
+    flow(OUTSIDE, SERVER, 10250),
+    flow(OUTSIDE, AGENT, 8472, "udp"),
+    *ports(AGENT_2, SERVER, 30),
+    flow(AGENT, AGENT_2, 22),
+    flow(SERVER, SERVER_2, 9345),
+)
+
+
+def test_an_id_is_the_digest_of_what_it_is_about() -> None:
+    """Written out, so that it stays the same from version to version."""
+    digest = hashlib.sha256(b"violation|agent-1|server-1|tcp|2379|").hexdigest()[:10]
+    assert only(found(flow(AGENT, SERVER, 2379)))["id"] == f"violation-{digest}"
+
+
+@given(st.integers(0, 2**16), st.integers(1, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_ids_do_not_hang_on_order_times_or_counts(seed: int, more: int) -> None:
+    first = found(*ALL_KINDS, coverage=(ledger(lost=1),))
+    assert set(first["kind"]) == set(KINDS)
+    assert first["id"].is_unique
+    later = [
+        row
+        | {
+            "start": row["start"] + more * 1000,
+            "end": row["end"] + more * 1000,
+            "first_frame": more,
+            "packets_out": more + 1,
+            "client_port": more % 65536,
+        }
+        for row in ALL_KINDS
+    ]
+    random.Random(seed).shuffle(later)  # noqa: S311 a seed, so that a fault can be had again
+    again = found(*later, coverage=(ledger(lost=1),))
+    assert again["id"].tolist() == first["id"].tolist()
+    assert again["title"].tolist() == first["title"].tolist()
+
+
+def test_the_gravest_comes_first() -> None:
+    ranks = [SEVERITIES.index(s) for s in found(*ALL_KINDS, coverage=(ledger(lost=1),))["severity"]]
+    assert ranks == sorted(ranks)
+    assert len(set(ranks)) > 3
+
+
+def test_no_flows_and_no_findings() -> None:
+    for table in (found(), found(flow(AGENT, SERVER))):
+        assert list(table) == list(COLUMNS)
+        assert table.empty
+
+
+HOSTILE = "a{0}\n\x1b[31m<script>;|'=1+1"
+
+
+def test_hostile_names_are_carried_as_they_are() -> None:
+    """Braces in names and in a rule's words are no format fields; nothing is cut, nothing raises."""
+    rule = Rule("r", "tcp", 7000, 7000, frozenset({"agent"}), frozenset({"agent"}), "{where} {0} {nope}")
+    spec = replace(SPEC, name="x", rules=(*SPEC.rules, rule))
+    row = failed(AGENT, AGENT_2, 7000, source=HOSTILE, witnesses=HOSTILE)
+    coverage = (replace(ledger(damage="{x}"), source=HOSTILE),)
+    table = found(row, coverage=coverage, spec=spec)
+    assert set(table["kind"]) == {"blocked", "blind-spot"}
+    blocked = table[table["kind"] == "blocked"].iloc[0]
+    assert "({where} {0} {nope})" in blocked["title"]
+    assert blocked["evidence"][0]["source"] == HOSTILE
+    assert HOSTILE in set(table["client"])
+
+
+def test_node_names_with_patterns_in_them() -> None:
+    """A name is no regular expression: `a.b` is not `a-b`, and `agent` not `agent-1`."""
+    cluster = Cluster("x", (Node("a.b", "agent", (AGENT,)), Node("c+", "server", (SERVER,))))
+    coverage = tuple(replace(ledger(), source=s) for s in ("a-b.pcap", "c+.pcap"))
+    row = failed(AGENT, SERVER, source="a-b.pcap", witnesses="a-b.pcap")
+    assert "It left" not in only(found(row, coverage=coverage, cluster=cluster))["advice"]
+    coverage = tuple(replace(ledger(), source=s) for s in ("a.b.pcap", "c+.pcap"))
+    row = failed(AGENT, SERVER, source="a.b.pcap", witnesses="a.b.pcap")
+    assert (
+        "It left a.b and never came to c+" in only(found(row, coverage=coverage, cluster=cluster))["advice"]
+    )

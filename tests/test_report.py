@@ -1,0 +1,222 @@
+"""The JSON document. Rule: every number in it is compared with the table that it stands for, added up
+here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import fields
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import frames as fr
+import pandas as pd
+import pytest
+from frames import Frame, traffic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packets import SYN
+
+from analyzer.analysis import Analysis, analyze
+from analyzer.cluster import Cluster, Node, VirtualIP
+from analyzer.errors import AnalyzerError, CaptureError, ClusterError, SpecError
+from analyzer.findings import COLUMNS as FINDING
+from analyzer.report import SCHEMA, document
+from analyzer.rows import COUNTS, Coverage, merge
+from analyzer.spec import load_spec
+from analyzer.store import read_flows, write_flows
+from analyzer.verdict import SCOPES, VERDICTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CLUSTER = Cluster(
+    "prod",
+    (
+        Node("server-1", "server", ("10.10.0.11", "fd00:10::11")),
+        Node("server-2", "etcd", ("10.10.0.12",)),
+        Node("agent-1", "agent", ("10.10.0.21", "fd00:10::21"), ("10.42.1.0/24",)),
+    ),
+    (VirtualIP("10.10.0.10", "server"),),
+    ("10.42.0.0/16",),
+    ("10.43.0.0/16",),
+)
+SPEC = load_spec("rke2-canal")
+KEYS = {"schema", "analyzer", "spec", "cluster", "coverage", "summary", "matrix", "findings"}
+
+
+def analysed(frames: list[Frame], **sources: list[Frame]) -> Analysis:
+    parts = [fr.read(fr.pcap(frames)), *(fr.read(fr.pcap(more), source) for source, more in sources.items())]
+    return Analysis.of(merge(parts), CLUSTER, SPEC)
+
+
+def through_json(analysis: Analysis) -> dict[str, Any]:
+    """As another program gets it; no NaN, no Infinity, which JSON does not have."""
+    text = json.dumps(document(analysis), allow_nan=False)
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+EVERYTHING = fr.timed([frame for make in fr.CONVERSATIONS.values() for frame in make(2)])
+
+
+def sums(flows: pd.DataFrame, by: str, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    result = {name: {"flows": 0, "packets": 0, "bytes": 0} for name in names}
+    for _, flow in flows.iterrows():
+        row = result[flow[by]]
+        row["flows"] += 1
+        for what in ("packets", "bytes"):
+            row[what] += int(flow[f"{what}_out"]) + int(flow[f"{what}_in"])
+    return result
+
+
+@given(traffic(), traffic())
+@settings(max_examples=25, deadline=None)
+def test_the_document_says_what_the_tables_say(frames: list[Frame], more: list[Frame]) -> None:
+    analysis = analysed(frames, other=more)
+    doc = through_json(analysis)
+    assert set(doc) == KEYS
+    flows, findings = analysis.flows, analysis.findings
+    assert doc["summary"]["verdicts"] == sums(flows, "verdict", VERDICTS)
+    assert doc["summary"]["scopes"] == sums(flows, "scope", SCOPES)
+    for by in ("severity", "kind"):
+        assert doc["summary"]["findings"][by] == Counter(findings[by])
+    assert [f["id"] for f in doc["findings"]] == findings["id"].tolist()
+    assert [f["flows"] for f in doc["findings"]] == findings["flows"].tolist()
+    for ledger, read in zip(doc["coverage"], analysis.coverage, strict=True):
+        assert {name: ledger[name] for name in COUNTS} == {name: getattr(read, name) for name in COUNTS}
+        reasons = ("flow", "not_ip", "truncated", "malformed", "unsupported", "fragment")
+        assert sum(ledger[name] for name in reasons) == ledger["frames"]
+    assert sum(ledger["frames"] for ledger in doc["coverage"]) == len(frames) + len(more)
+
+
+@given(traffic())
+@settings(max_examples=25, deadline=None)
+def test_matrices_hold_every_judged_flow_once(frames: list[Frame]) -> None:
+    analysis = analysed(frames)
+    doc = through_json(analysis)
+    inter = doc["summary"]["scopes"]["inter-node"]
+    for by in ("role", "node", "rule"):
+        assert sum(cell["flows"] for cell in doc["matrix"][by]) == inter["flows"], by
+        assert sum(cell["packets"] for cell in doc["matrix"][by]) == inter["packets"], by
+
+
+def test_every_flow_has_one_verdict_and_one_scope() -> None:
+    doc = through_json(analysed(EVERYTHING))
+    totals = [
+        {
+            what: sum(row[what] for row in doc["summary"][by].values())
+            for what in ("flows", "packets", "bytes")
+        }
+        for by in ("verdicts", "scopes")
+    ]
+    assert totals[0] == totals[1]
+    analysis = analysed(EVERYTHING)
+    assert totals[0]["flows"] == len(analysis.flows)
+    outside = analysis.flows[analysis.flows["tunnel"] == ""]
+    assert int(outside["packets_out"].sum() + outside["packets_in"].sum()) == analysis.coverage[0].flow
+    assert not any(set(row) - {"flows", "packets", "bytes"} for row in doc["summary"]["verdicts"].values())
+
+
+def test_head_spec_and_cluster() -> None:
+    doc = through_json(analysed(EVERYTHING))
+    assert doc["schema"] == SCHEMA == 1
+    assert doc["analyzer"] == {"name": "rke2-flows", "version": version("rke2-flows")}
+    assert (doc["spec"]["name"], doc["spec"]["title"]) == (SPEC.name, SPEC.title)
+    assert [rule["id"] for rule in doc["spec"]["rules"]] == [rule.id for rule in SPEC.rules]
+    assert (doc["cluster"]["name"], doc["cluster"]["pod_cidrs"]) == ("prod", ["10.42.0.0/16"])
+    assert [m["name"] for m in doc["cluster"]["members"]] == list(CLUSTER.members)
+
+
+def test_a_finding_in_json() -> None:
+    frames = fr.timed(fr.talk(("10.10.0.21", 40000), ("10.10.0.11", 2379)))
+    (finding,) = through_json(analysed(frames))["findings"]
+    assert set(finding) == set(FINDING)
+    assert finding["first_seen"] == "2025-01-01T00:00:00Z"
+    assert finding["last_seen"] == "2025-01-01T00:00:00.007000Z"
+    assert finding["evidence"] == [{"source": "capture.pcap", "first_frame": 1}]
+    assert finding["outcomes"] == {"answered": 1}
+    assert (finding["kind"], finding["severity"], finding["packets"]) == ("violation", "critical", 8)
+
+
+def test_times_that_are_missing_are_null() -> None:
+    simple = Analysis.of(
+        fr.read(fr.pcapng(fr.timed(fr.talk(("10.10.0.21", 1), ("10.10.0.11", 2379))), kind="simple")),
+        CLUSTER,
+        SPEC,
+    )
+    doc = through_json(simple)
+    assert (doc["coverage"][0]["start"], doc["coverage"][0]["end"]) == (None, None)
+    assert (doc["findings"][0]["first_seen"], doc["findings"][0]["last_seen"]) == (None, None)
+    blind = through_json(Analysis.of(fr.read(fr.pcap([])), CLUSTER, SPEC))
+    assert [f["kind"] for f in blind["findings"]] == ["blind-spot"]
+    assert blind["findings"][0]["first_seen"] is None
+
+
+def test_coverage_has_all_of_a_ledger() -> None:
+    (ledger,) = through_json(analysed(EVERYTHING))["coverage"]
+    assert set(ledger) == {field.name for field in fields(Coverage)}
+    assert (ledger["start"], ledger["source"]) == ("2025-01-01T00:00:00Z", "capture.pcap")
+    assert ledger["frames"] == len(EVERYTHING)
+
+
+def test_hostile_names_stay_text() -> None:
+    name = "x\x1b[31m</script>\n\u2028;\ud83d.pcap".encode("utf-8", "replace").decode()
+    ask = fr.timed([fr.segment(("10.10.0.21", 1), ("10.10.0.11", 2379), SYN)])
+    doc = through_json(Analysis.of(fr.read(fr.pcap(ask), name), CLUSTER, SPEC))
+    assert doc["coverage"][0]["source"] == name
+    assert doc["findings"][0]["evidence"][0]["source"] == name.replace(";", ",")
+
+
+# ---- the way in ----
+
+
+def test_analyze_reads_files_by_name(tmp_path: Path) -> None:
+    capture = fr.save(tmp_path, "x.pcap", fr.pcap(EVERYTHING))
+    (tmp_path / "cluster.yaml").write_text(CLUSTER.to_yaml())
+    (tmp_path / "spec.yaml").write_text(SPEC.to_yaml())
+    by_object = analyze(capture, cluster=CLUSTER, spec=SPEC)
+    by_file = analyze(str(capture), cluster=tmp_path / "cluster.yaml", spec=tmp_path / "spec.yaml")
+    by_name = analyze(tmp_path / "x.pcap", cluster=str(tmp_path / "cluster.yaml"))
+    for other in (by_file, by_name):
+        pd.testing.assert_frame_equal(other.flows, by_object.flows)
+        pd.testing.assert_frame_equal(other.findings, by_object.findings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"capture": "no.pcap"}, CaptureError),
+        ({"cluster": "no.yaml"}, ClusterError),
+        ({"spec": "no-spec"}, SpecError),
+    ],
+)
+def test_analyze_says_whose_fault_it_is(
+    changes: dict[str, str], error: type[AnalyzerError], tmp_path: Path
+) -> None:
+    capture = fr.save(tmp_path, "x.pcap", fr.pcap(EVERYTHING))
+    given_: dict[str, Any] = {"capture": str(capture), "cluster": CLUSTER, "spec": SPEC} | changes
+    with pytest.raises(error) as raised:
+        analyze(given_["capture"], cluster=given_["cluster"], spec=given_["spec"])
+    assert next(iter(changes.values())) in str(raised.value)
+
+
+WHOLE = [kind for kind in fr.CONVERSATIONS if "fragments" not in kind and kind != "odd"]
+
+
+@given(frames=traffic(WHOLE), cut=st.integers(0, 60))
+@settings(max_examples=25, deadline=None)
+def test_saved_parts_make_the_same_findings(frames: list[Frame], cut: int, tmp_path_factory: Any) -> None:
+    """The first part saved as a flow file, then analysed with the rest: as if it had been one capture. Not
+    with fragments: saving settles those that still wait for their first one.
+    """
+    folder = tmp_path_factory.mktemp("parts")
+    whole = analysed(frames)
+    first = fr.read(fr.pcap(frames[:cut])).settled()
+    write_flows(Analysis.of(first, CLUSTER, SPEC).flows, folder / "first.parquet", first.coverage)
+    rest = fr.shifted(fr.read(fr.pcap(frames[cut:])), cut)
+    both = Analysis.of(merge([read_flows(folder / "first.parquet"), rest]), CLUSTER, SPEC)
+    columns = ["id", "severity", "flows", "packets", "bytes"]
+    pd.testing.assert_frame_equal(both.findings[columns], whole.findings[columns])
+    assert both.coverage == whole.coverage
