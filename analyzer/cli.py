@@ -1,0 +1,611 @@
+"""The command line. Rule: arguments → library → print. The only place that turns an AnalyzerError into a
+line and an exit status.
+
+Heavy imports stand in the commands that need them, so that `--help` and shell completion are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from analyzer.errors import AnalyzerError, CaptureError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analyzer.analysis import Analysis
+
+NOTHING, FOUND, INPUT_FAULT, INTERRUPTED = 0, 1, 2, 130
+_UNITS = {"ns": 1, "us": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+EXIT_STATUS = """Exit status: 0 nothing at or above --fail-on, 1 findings at or above it, 2 the input or the
+command line is at fault, 3 this machine cannot do it."""
+
+app = typer.Typer(
+    name="rke2-flows",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="What really flows between the nodes of an RKE2 cluster, and does it belong to the port and role "
+    "table?",
+    epilog=EXIT_STATUS,
+)
+spec_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Specifications: list, show, import."
+)
+cluster_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Cluster files: show, make from kubectl."
+)
+app.add_typer(spec_app, name="spec")
+app.add_typer(cluster_app, name="cluster")
+
+
+class FailOn(StrEnum):
+    """The least severity that makes the exit status 1."""
+
+    critical = "critical"
+    high = "high"
+    medium = "medium"
+    low = "low"
+    info = "info"
+    never = "never"
+
+
+class By(StrEnum):
+    """What a matrix is over."""
+
+    role = "role"
+    node = "node"
+    rule = "rule"
+
+
+class Measure(StrEnum):
+    """What a matrix counts."""
+
+    flows = "flows"
+    packets = "packets"
+    bytes = "bytes"
+
+
+def _spec_names(incomplete: str) -> list[str]:
+    from analyzer.spec import shipped_specs
+
+    return [name for name in shipped_specs() if name.startswith(incomplete)]
+
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT",
+        help="Captures, flow files or folders of them; - is a capture on standard input.",
+        show_default=False,
+    ),
+]
+Captures = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CAPTURE",
+        help="pcap or pcapng files, plain or in gzip, zstd or lz4, or folders of them; - is standard input.",
+        show_default=False,
+    ),
+]
+ClusterFile = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        "-c",
+        help="Cluster file: YAML, or the JSON of `kubectl get nodes -o json`.",
+        show_default=False,
+    ),
+]
+SpecName = Annotated[
+    str,
+    typer.Option(
+        "--spec", "-s", help="A shipped specification's name, or a YAML file.", autocompletion=_spec_names
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Write the table here: .parquet, .csv or .jsonl; - is CSV on standard output.",
+        show_default=False,
+    ),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from analyzer.report import analyzer_version
+
+        print(f"rke2-flows {analyzer_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def _nanoseconds(text: str | None) -> int:
+    """`60s`, `5m`, `500ms` to ns; 0 for none."""
+    if not text:
+        return 0
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text[len(number) :] or "s"
+    if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise typer.BadParameter(f"{text!r} is no duration: write 60s, 5m or 500ms")
+    return int(float(number) * _UNITS[unit])
+
+
+# ---- flows ----
+
+_FLOW_VIEW = ("client", "client_port", "server", "server_port", "protocol", "tunnel", "vni", "start",
+"packets_out", "packets_in",
+              "bytes_out", "bytes_in", "outcome", "direction_by")  # fmt: skip
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows flows server-1.pcap
+
+    rke2-flows flows captures/ --interval 60s -o flows.parquet
+
+    tcpdump -i eth0 -s 160 -w - | rke2-flows flows -"""
+)
+def flows(
+    captures: Captures,
+    output: Output = None,
+    interval: Annotated[
+        str | None, typer.Option(help="One row for each flow and interval, e.g. 60s.", show_default=False)
+    ] = None,
+    spec: SpecName = "rke2-canal",
+) -> None:
+    """Captures to a flow table: who talked to whom, on which port, how much, and was it answered.
+
+    The specification only helps to tell client from server where no SYN was seen; nothing is judged.
+    """
+    from analyzer import console
+    from analyzer.analysis import server_ports
+    from analyzer.flows import pair
+    from analyzer.spec import load_spec
+    from analyzer.store import read_inputs, write_flows
+
+    step, ports = _nanoseconds(interval), server_ports(load_spec(spec))
+    with console.reading(captures) as progress:
+        whole = read_inputs(captures, interval=step, progress=progress).settled()
+    table = pair(whole, ports)
+    if output:
+        write_flows(table, output, whole.coverage, whole.interval)
+    else:
+        console.show(table[list(_FLOW_VIEW)])
+    _note_coverage(whole.coverage)
+    if output and output != "-":
+        console.note(f"wrote {len(table)} flows to {output}")
+
+
+def _note_coverage(coverage: Any) -> None:
+    """One line for each source on standard error: what was read and what was not."""
+    from analyzer import console
+    from analyzer.rows import COUNTS
+
+    for ledger in coverage:
+        parts = [
+            f"{getattr(ledger, name)} {name.replace('_', ' ')}"
+            for name in COUNTS
+            if name != "frames" and getattr(ledger, name)
+        ]
+        damage = f"; damaged: {ledger.damage}" if ledger.damage else ""
+        console.note(
+            f"{ledger.source}: {ledger.frames} frames{': ' if parts else ''}{', '.join(parts)}{damage}"
+        )
+
+
+# ---- check ----
+
+_FINDING_VIEW = ("severity", "kind", "title", "flows", "capture, frame", "id")
+
+
+@app.command(
+    epilog=f"""Examples:
+
+    rke2-flows check captures/ --cluster nodes.yaml
+
+    rke2-flows check day.parquet --cluster nodes.yaml --spec site.yaml --json result.json --fail-on medium
+
+{EXIT_STATUS}"""
+)
+def check(
+    inputs: Inputs,
+    cluster: ClusterFile,
+    spec: SpecName = "rke2-canal",
+    output: Output = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", help="Write the JSON document here; - is standard output.", show_default=False
+        ),
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write matrices as PNG and SVG into this folder.", show_default=False)
+    ] = None,
+    fail_on: Annotated[
+        FailOn, typer.Option(help="Exit with 1 where a finding is at least this severe.")
+    ] = FailOn.high,
+) -> None:
+    """Judge the traffic against the port and role table: what is outside of it, what is blocked, what is
+    exposed.
+    """
+    from analyzer import console
+    from analyzer.analysis import Analysis
+    from analyzer.cluster import load_cluster
+    from analyzer.spec import load_spec
+    from analyzer.store import read_inputs
+
+    nodes, rules = load_cluster(cluster), load_spec(spec)
+    with console.reading(inputs) as progress:
+        rows = read_inputs(inputs, progress=progress)
+    analysis = Analysis.of(rows, nodes, rules)
+    if "-" not in (output, json_file):
+        _print_analysis(analysis)
+    _write_results(analysis, rows.interval, output, json_file, plots)
+    raise typer.Exit(FOUND if _fails(analysis.findings, fail_on.value) else NOTHING)
+
+
+def _print_analysis(analysis: Analysis) -> None:
+    from analyzer import console
+    from analyzer.report import summary
+
+    for line in _head(analysis):
+        console.say(line)
+    console.say()
+    console.show(_counts(summary(analysis)["verdicts"], "verdict"), "Flows between nodes, by verdict")
+    console.say()
+    console.show(_counts(summary(analysis)["scopes"], "scope"), "All flows, by scope")
+    console.say()
+    findings = analysis.findings
+    if findings.empty:
+        console.say("No findings.")
+        return
+    places = findings["evidence"].map(lambda found: f"{found[0]['source']} {found[0]['first_frame']}")
+    console.show(
+        findings.assign(**{"capture, frame": places})[list(_FINDING_VIEW)], f"Findings ({len(findings)})"
+    )
+    console.say()
+    console.say("What to do", style="bold")
+    for advice, ids in findings.groupby("advice", sort=False)["id"]:
+        console.say(f"{', '.join(ids)}:")
+        console.say(f"    {advice}")
+
+
+def _counts(sums: dict[str, dict[str, int]], name: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame([{name: key, **values} for key, values in sums.items()])
+
+
+def _head(analysis: Analysis) -> list[str]:
+    """What the verdicts rest on: specification, cluster, coverage."""
+    spec, cluster, ledger = analysis.spec, analysis.cluster, analysis.ledger
+    roles = ", ".join(f"{n} {role}" for role, n in cluster.to_frame().value_counts("role").items())
+    frames = int(ledger["frames"].sum())
+    not_ip, lost = int(ledger["not_ip"].sum()), int(ledger["lost"].sum())
+    gaps = frames - int(ledger["flow"].sum()) - not_ip
+    sources = f"{len(ledger)} source{'' if len(ledger) == 1 else 's'}"
+    window = f"{_time(ledger['start'].min())} to {_time(ledger['end'].max())}" if frames else "empty"
+    stated = [
+        f"coverage       {sources}, {frames} frames ({not_ip} not IP, {gaps} undecoded, {lost} lost)",
+        f"               {window}",
+    ]
+    unknown = ["coverage       not known: a flow table without a ledger (only Parquet keeps it)"]
+    return [
+        f"specification  {spec.name}: {spec.title} ({len(spec.rules)} rules)",
+        f"cluster        {cluster.name} ({roles})",
+        *(unknown if ledger.empty else stated),
+    ]
+
+
+def _time(value: Any) -> str:
+    import pandas as pd
+
+    return "unknown" if pd.isna(value) else value.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _write_results(
+    analysis: Analysis, interval: int, output: str | None, json_file: str | None, plots: Path | None
+) -> None:
+    from analyzer import console
+    from analyzer.store import write_flows
+
+    written: list[str] = []
+    if output:
+        write_flows(analysis.flows, output, analysis.coverage, interval)
+        written.append(output)
+    if json_file:
+        _write_json(analysis, json_file)
+        written.append(json_file)
+    if plots:
+        written += _write_plots(analysis, plots)
+    for path in written:
+        if path != "-":
+            console.note(f"wrote {path}")
+
+
+def _write_json(analysis: Analysis, path: str) -> None:
+    from analyzer.report import document
+    from analyzer.store import replacing
+
+    text = json.dumps(document(analysis), indent=1)
+    if path == "-":
+        print(text)
+        return
+    with replacing(path) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_plots(analysis: Analysis, folder: Path) -> list[str]:
+    from analyzer.plots import save_plots
+
+    try:
+        paths = save_plots(
+            analysis.flows, folder, spec=analysis.spec, cluster=analysis.cluster, window=_window(analysis)
+        )
+    except OSError as error:
+        raise CaptureError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
+    return [str(path) for path in paths]
+
+
+def _window(analysis: Analysis) -> str:
+    ledger = analysis.ledger
+    return f"{_time(ledger['start'].min())} to {_time(ledger['end'].max())}"
+
+
+def _fails(findings: pd.DataFrame, fail_on: str) -> bool:
+    from analyzer.findings import SEVERITIES
+
+    if fail_on == FailOn.never.value:
+        return False
+    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    return bool(findings["severity"].isin(grave).any())
+
+
+# ---- matrix ----
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows matrix captures/ --cluster nodes.yaml --by rule
+
+    rke2-flows matrix captures/ --cluster nodes.yaml --by node -o nodes.svg"""
+)
+def matrix(
+    inputs: Inputs,
+    cluster: ClusterFile,
+    by: Annotated[By, typer.Option(help="role × role for each rule, node × node, or rule × pair.")] = By.role,
+    measure: Annotated[Measure, typer.Option(help="What the cells count.")] = Measure.flows,
+    spec: SpecName = "rke2-canal",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Draw it: .png, .svg or .pdf.", show_default=False)
+    ] = None,
+) -> None:
+    """Who talks to whom: a matrix by role, node or rule, as text or as a picture."""
+    from analyzer import console
+    from analyzer.analysis import Analysis
+    from analyzer.cluster import load_cluster
+    from analyzer.spec import load_spec
+    from analyzer.store import read_inputs
+
+    nodes, rules = load_cluster(cluster), load_spec(spec)
+    with console.reading(inputs) as progress:
+        analysis = Analysis.of(read_inputs(inputs, progress=progress), nodes, rules)
+    table = analysis.matrix(by.value)
+    if output is None:
+        columns = [
+            name for name in table.columns if name == measure.value or name.startswith(f"{measure.value}_")
+        ]
+        console.show(table[columns].reset_index())
+        return
+    _draw(table, by.value, measure.value, output, analysis)
+    console.note(f"wrote {output}")
+
+
+def _draw(table: pd.DataFrame, by: str, measure: str, output: Path, analysis: Analysis) -> None:
+    from analyzer.plots import PLOTS, save_figure
+    from analyzer.store import replacing
+
+    if output.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise CaptureError(
+            f"no picture format has the suffix {output.suffix!r}",
+            where=str(output),
+            next_step="use .png, .svg or .pdf",
+        )
+    figure = PLOTS[by][1](table, measure=measure, spec=analysis.spec, window=_window(analysis))
+    with replacing(output) as beside:
+        save_figure(figure, beside, output.suffix)
+
+
+# ---- spec ----
+
+
+@spec_app.command("list")
+def spec_list() -> None:
+    """The shipped specifications."""
+    import pandas as pd
+
+    from analyzer import console
+    from analyzer.spec import load_spec, shipped_specs
+
+    specs = [load_spec(name) for name in shipped_specs()]
+    console.show(pd.DataFrame([{"name": s.name, "rules": len(s.rules), "title": s.title} for s in specs]))
+
+
+@spec_app.command("show", epilog="Example:\n\n    rke2-flows spec show rke2-canal --yaml > site.yaml")
+def spec_show(
+    name: Annotated[
+        str,
+        typer.Argument(help="A shipped specification's name, or a YAML file.", autocompletion=_spec_names),
+    ],
+    yaml: Annotated[bool, typer.Option("--yaml", help="Print it as a YAML file of its own.")] = False,
+) -> None:
+    """The rules of a specification, and where each is written."""
+    from analyzer import console
+    from analyzer.spec import load_spec
+
+    spec = load_spec(name)
+    if yaml:
+        print(spec.to_yaml(), end="")
+        return
+    console.say(f"{spec.name}: {spec.title}")
+    console.say(f"source: {spec.source}")
+    console.show(spec.to_frame())
+
+
+@spec_app.command(
+    "import", epilog="Example:\n\n    rke2-flows spec import traffic-flow-details.md -o ours.yaml"
+)
+def spec_import(
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="Markdown tables of Port, Protocol, Source, Destination, Description; - is standard input."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the YAML here instead of to standard output.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Markdown tables to a specification file."""
+    from analyzer.spec import parse_table
+    from analyzer.store import replacing
+
+    text = parse_table(_read_text(table), where=table).to_yaml()
+    if output is None:
+        print(text, end="")
+        return
+    with replacing(output) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _read_text(path: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise CaptureError(f"cannot be read: {reason}", where=path) from error
+
+
+# ---- cluster ----
+
+
+@cluster_app.command("show")
+def cluster_show(file: Annotated[str, typer.Argument(help="Cluster file; - is standard input.")]) -> None:
+    """The nodes, roles and addresses of a cluster file."""
+    from analyzer import console
+    from analyzer.cluster import load_cluster
+
+    cluster = load_cluster(file)
+    pods, services = (", ".join(cidrs) or "-" for cidrs in (cluster.pod_cidrs, cluster.service_cidrs))
+    console.say(f"{cluster.name}: pods {pods}, services {services}")
+    console.show(cluster.to_frame())
+
+
+@cluster_app.command(
+    "from-kubectl",
+    epilog="Example:\n\n    kubectl get nodes -o json | rke2-flows cluster from-kubectl - > nodes.yaml",
+)
+def cluster_from_kubectl(
+    file: Annotated[str, typer.Argument(help="Output of `kubectl get nodes -o json`; - is standard input.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the YAML here instead of to standard output.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """The JSON of `kubectl get nodes -o json` to a cluster file to check and keep."""
+    from analyzer.cluster import load_cluster
+    from analyzer.store import replacing
+
+    text = load_cluster(file).to_yaml()
+    if output is None:
+        print(text, end="")
+        return
+    with replacing(output) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+# ---- the edge ----
+
+
+def main() -> NoReturn:
+    """Runs the command line and leaves the process with its exit status.
+
+    A reader of the output that leaves early (`| head`) ends the process by SIGPIPE, as it ends others: no
+    exit status of ours could be told from a finding.
+    """
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        app(standalone_mode=True)
+    except SystemExit as done:
+        status = done.code if isinstance(done.code, int) else NOTHING
+        return _interrupted() if status == INTERRUPTED else _flush(status)
+    except AnalyzerError as error:
+        print(f"rke2-flows: {_printable(str(error))}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return _interrupted()
+    except OSError as error:
+        return _unwritable(error)
+    except MemoryError:
+        print("rke2-flows: out of memory (read fewer captures at once)", file=sys.stderr)
+        return INPUT_FAULT
+    return NOTHING
+
+
+def _interrupted() -> int:
+    print("rke2-flows: interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _printable(text: str) -> str:
+    return "".join(ch if ch.isprintable() else f"\\x{ord(ch):02x}" for ch in text)
+
+
+def _flush(status: int) -> int:
+    if sys.stdout is None:  # closed from the start
+        return status
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _unwritable(error)
+    return status
+
+
+def _unwritable(error: OSError) -> int:
+    """Files are opened and written where it can be said which one; what is left is standard output."""
+    print(f"rke2-flows: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
+    return INPUT_FAULT

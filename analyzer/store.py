@@ -1,0 +1,383 @@
+"""Flow tables in files, and what a list of inputs holds. Rule: the only room that reads and writes tables;
+it changes no value.
+
+Parquet keeps types, the interval and the coverage ledger; CSV and JSON Lines keep the table. A file is
+written beside its place and renamed, so that no reader sees half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+import pandas as pd
+
+from analyzer import flows
+from analyzer.capture.offline import COMPRESSIONS, Progress, read_captures
+from analyzer.errors import CaptureError
+from analyzer.rows import Coverage, OneWay, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+SCHEMA = 1
+METADATA_KEY = b"rke2-flows"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBERS = {
+    **dict.fromkeys(("client_port", "server_port", "tcp_flags_out", "tcp_flags_in"), "uint16"),
+    **dict.fromkeys(("packets_out", "packets_in", "bytes_out", "bytes_in", "first_frame"), "uint64"),
+    "vni": "uint32",
+}
+_LIVE = ("process", "pid", "pod")
+_TIMES = ("start", "end")
+_CAPTURE_MAGICS = (
+    b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
+    b"\xa1\xb2\xcd\x34", b"\x0a\x0d\x0d\x0a", *(magic for magic, _, _ in COMPRESSIONS),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FlowFile:
+    """A flow table as a file holds it."""
+
+    table: pd.DataFrame
+    coverage: tuple[Coverage, ...] = ()
+    interval: int = 0
+
+
+# ---- inputs ----
+
+
+def read_inputs(
+    paths: Sequence[str | Path], *, interval: int = 0, progress: Progress = lambda _: None
+) -> OneWay:
+    """Captures, flow files and folders of them, as one table of one-way rows. ``-`` is a capture on standard
+    input.
+
+    Raises CaptureError where one is missing or is neither, and where a folder holds none.
+    """
+    files = list(expand(paths))
+    tables = [path for path in files if _kind(path) in _READERS]
+    captures = [path for path in files if path not in tables]
+    parts = [read_flows(path) for path in tables]
+    if captures:
+        parts.insert(0, read_captures(captures, interval=interval, progress=progress))
+    return merge(parts)
+
+
+def expand(paths: Sequence[str | Path]) -> Iterator[Path]:
+    """Files as they are, folders as the captures and flow files in them, by name; each file once."""
+    seen: set[str] = set()
+    for path in (found for given in paths for found in _files_of(_path(given))):
+        # realpath, unlike resolve(), bears a loop of links
+        identity = "-" if str(path) == "-" else os.path.realpath(path)
+        if identity not in seen:
+            seen.add(identity)
+            yield path
+
+
+def _path(given: str | Path) -> Path:
+    if not str(given):
+        raise CaptureError(
+            "an empty name is no file", next_step="give captures, flow files or folders of them"
+        )
+    return Path(given)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _kind(file)]
+    if not files:
+        raise CaptureError(
+            "no capture and no flow file in this folder",
+            where=str(path),
+            next_step="give a folder with pcap, pcapng or Parquet files",
+        )
+    return files
+
+
+def _kind(path: Path) -> str:
+    """`capture`, `parquet`, `csv` or `jsonl` by the file's first bytes; empty for anything else."""
+    if str(path) == "-" or not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return ""
+    starts = {
+        "parquet": (b"PAR1",),
+        "csv": (b"source,witnesses,",),
+        "jsonl": (b'{"source":',),
+        "capture": _CAPTURE_MAGICS,
+    }
+    return next((kind for kind, magics in starts.items() if head.startswith(magics)), "")
+
+
+# ---- reading tables ----
+
+
+def read_flows(path: str | Path) -> OneWay:
+    """A flow file, taken apart into one-way rows so that it can be merged with captures and other flow
+    files.
+    """
+    file = read_flow_file(path)
+    return flows.unpair(file.table, file.coverage, file.interval)
+
+
+#: what pandas and Arrow raise where a file is not what it claims to be
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    OSError,
+)
+
+
+def read_flow_file(path: str | Path) -> FlowFile:
+    """A flow table from Parquet, CSV or JSON Lines. Raises CaptureError where it is none."""
+    path = Path(path)
+    reader = _READERS.get(_kind(path))
+    if reader is None:
+        raise CaptureError(
+            "is not a flow file", where=str(path), next_step="give what `rke2-flows flows -o` wrote"
+        )
+    try:
+        file = reader(path)
+        _check(file.table)
+    except UNREADABLE as error:
+        raise CaptureError(
+            f"cannot be read as a flow table: {error}",
+            where=str(path),
+            next_step="write it again with `rke2-flows flows`",
+        ) from error
+    return file
+
+
+def _check(table: pd.DataFrame) -> None:
+    for column in ("client", "server", "outer_client", "outer_server"):
+        for text in table[column].astype(str).unique():
+            _check_address(column, text)
+    for column, known in (("protocol", flows.PROTOCOLS), ("tunnel", flows.TUNNELS)):
+        wrong = set(table[column].astype(str)) - set(known)
+        if wrong:
+            raise ValueError(f"{column} {min(wrong)!r} is not known")
+
+
+def _check_address(column: str, text: str) -> None:
+    if not text and column.startswith("outer"):
+        return
+    try:
+        flows.parse_address(text)
+    except OSError as error:
+        raise ValueError(f"{column} {text!r} is no IP address") from error
+
+
+def _read_parquet(path: Path) -> FlowFile:
+    import pyarrow.parquet as pq  # noqa: PLC0415  a third of a second, and only for Parquet
+
+    table = pq.read_table(path)
+    notes = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    if notes.get("schema", SCHEMA) > SCHEMA:
+        raise ValueError(f"it has schema {notes['schema']}, this version reads up to {SCHEMA}")
+    coverage = tuple(_ledger(ledger) for ledger in notes.get("coverage", []))
+    return FlowFile(_typed(table.to_pandas()), coverage, int(notes.get("interval", 0)))
+
+
+def _ledger(fields: dict[str, str | int]) -> Coverage:
+    texts = [name for name, value in fields.items() if isinstance(value, str)]
+    numbers = [value for value in fields.values() if isinstance(value, int) and value >= 0]
+    if not set(texts) <= {"source", "damage"} or len(texts) + len(numbers) != len(fields):
+        raise ValueError("its coverage ledger holds what is no count")
+    return Coverage(**fields)  # type: ignore[arg-type]
+
+
+def _read_csv(path: Path) -> FlowFile:
+    table = pd.read_csv(path, dtype="str", keep_default_na=False)
+    texts = [name for name in table.columns if name not in (*_NUMBERS, *_TIMES)]
+    return FlowFile(_typed(table.assign(**{name: table[name].map(_unescape) for name in texts})))
+
+
+def _read_jsonl(path: Path) -> FlowFile:
+    return FlowFile(_typed(pd.read_json(path, lines=True, dtype=False)))
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    missing = [name for name in flows.COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
+    numbers = {name: _whole(table[name], dtype) for name, dtype in _NUMBERS.items()}
+    times = {name: _times(table[name]) for name in _TIMES}
+    texts = [name for name in flows.COLUMNS if name not in (*numbers, *times, *_LIVE)]
+    plain = {name: table[name].astype("str").fillna("").astype("category") for name in texts}
+    live = {name: table[name].replace("", None) for name in _LIVE}
+    pid = pd.to_numeric(live.pop("pid").astype("object")).astype("Int64")
+    names = {name: column.astype("category") for name, column in live.items()}
+    return table.assign(**numbers, **times, **plain, **names, pid=pid)
+
+
+def _whole(column: pd.Series, dtype: str) -> pd.Series:
+    numbers = pd.to_numeric(column)
+    if ((numbers < 0) | (numbers > np.iinfo(dtype).max) | (numbers % 1 != 0)).any():
+        raise ValueError(f"{column.name} holds what is no whole number from 0 to {np.iinfo(dtype).max}")
+    return numbers.astype(np.dtype(dtype))
+
+
+def _times(column: pd.Series) -> pd.Series:
+    times = pd.to_datetime(column, utc=True, format="ISO8601").dt.as_unit("ns")
+    if (times < pd.Timestamp(0, tz="UTC")).any():
+        raise ValueError(f"{column.name} holds a time before 1970")
+    return times
+
+
+_READERS: dict[str, Callable[[Path], FlowFile]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+}
+
+
+# ---- writing tables ----
+
+
+def write_flows(
+    table: pd.DataFrame, path: str | Path, coverage: Sequence[Coverage] = (), interval: int = 0
+) -> None:
+    """Writes a flow table, judged or not, as the suffix says; ``-`` is CSV on standard output.
+
+    Raises CaptureError for another suffix, or where the place cannot be written.
+    """
+    if str(path) == "-":
+        _to_csv(table, sys.stdout)
+        return
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITERS:
+        raise CaptureError(
+            f"no table format has the suffix {suffix!r}",
+            where=str(path),
+            next_step=f"use {', '.join(WRITERS)}",
+        )
+    with replacing(path) as beside:
+        WRITERS[suffix](table, beside, FlowFile(table, tuple(coverage), interval))
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes the place of `path` when all went well, and is removed when
+    not. A device or a pipe is written to as it is: it must not be replaced by a file.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        with _writing(target):
+            yield target
+        return
+    with _writing(target):
+        beside = _beside(target)
+    try:
+        with _writing(target):
+            yield beside
+            beside.chmod(0o666 & ~_umask())
+            beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    return Path(name)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CaptureError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(target),
+            next_step="check the folder, its rights and its space",
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_parquet(table: pd.DataFrame, path: Path, file: FlowFile) -> None:
+    import pyarrow as pa  # noqa: PLC0415  see _read_parquet
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    notes = {"schema": SCHEMA, "interval": file.interval, "coverage": [asdict(c) for c in file.coverage]}
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = {**(arrow.schema.metadata or {}), METADATA_KEY: json.dumps(notes).encode()}
+    pq.write_table(arrow.replace_schema_metadata(metadata), path, compression="zstd")
+
+
+def _write_csv(table: pd.DataFrame, path: Path, _: FlowFile) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        _to_csv(table, file)
+
+
+def _to_csv(table: pd.DataFrame, file: TextIO) -> None:
+    texts = _escaped(table)
+    # Python quotes a carriage return only where it is part of the line's end
+    returns = any(
+        column.cat.categories.astype("str").str.contains("\r").any()
+        for column in (table[name] for name in table if table[name].dtype == "category")
+    )
+    texts.to_csv(file, index=False, lineterminator="\r\n" if returns else "\n")
+
+
+def _write_jsonl(table: pd.DataFrame, path: Path, _: FlowFile) -> None:
+    _iso(table).to_json(path, orient="records", lines=True)
+
+
+WRITERS: dict[str, Callable[[pd.DataFrame, Path, FlowFile], None]] = {
+    ".parquet": _write_parquet,
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+}
+
+
+def _iso(table: pd.DataFrame) -> pd.DataFrame:
+    times = {name: table[name].map(_isoformat, na_action="ignore").astype("object") for name in _TIMES}
+    return table.assign(**times)
+
+
+def _isoformat(time: pd.Timestamp) -> str:
+    return time.isoformat().replace("+00:00", "Z")
+
+
+def _escaped(table: pd.DataFrame) -> pd.DataFrame:
+    """Times as ISO 8601, and an apostrophe before text that a spreadsheet would take for a formula."""
+    table = _iso(table)
+    texts = [name for name in table.columns if table[name].dtype in ("category", "object", "str")]
+    return table.assign(
+        **{
+            name: table[name].astype("str").map(_escape, na_action="ignore")
+            for name in texts
+            if name not in _TIMES
+        }
+    )
+
+
+def _escape(text: str) -> str:
+    return f"'{text}" if text.startswith((*_FORMULA, "'")) else text
+
+
+def _unescape(text: str) -> str:
+    return text[1:] if text.startswith("'") else text

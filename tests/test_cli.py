@@ -1,0 +1,249 @@
+"""The command line, as a person types it. Rule: real processes, their exit status and their two streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import PROJECT, RECORDED
+
+COMMAND = Path(sys.executable).parent / "rke2-flows"
+OFFENCES = RECORDED / "offences"
+CLUSTER = ("--cluster", OFFENCES / "cluster.yaml")
+BASELINE = RECORDED / "baseline"
+
+
+def run(*arguments: object, stdin: bytes = b"", cwd: Path = PROJECT) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "COLUMNS": "160", "PYTHONWARNINGS": "error"}
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        input=stdin,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def ok(*arguments: object, stdin: bytes = b"", cwd: Path = PROJECT) -> str:
+    done = run(*arguments, stdin=stdin, cwd=cwd)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+# ---- exit status ----
+
+
+@pytest.mark.parametrize(
+    ("threshold", "status"),
+    [("critical", 1), ("high", 1), ("medium", 1), ("low", 1), ("info", 1), ("never", 0)],
+)
+def test_findings_at_or_above_the_threshold_make_status_1(threshold: str, status: int) -> None:
+    assert run("check", OFFENCES, *CLUSTER, "--fail-on", threshold).returncode == status
+
+
+def test_only_an_info_finding_is_below_every_other_threshold() -> None:
+    nodes = ("--cluster", BASELINE / "cluster.yaml")
+    assert run("check", BASELINE, *nodes, "--fail-on", "low").returncode == 0
+    assert run("check", BASELINE, *nodes, "--fail-on", "info").returncode == 1
+
+
+FAULTS: dict[str, tuple[tuple[object, ...], str]] = {
+    "missing capture": (("flows", "absent.pcap"), "absent.pcap"),
+    "not a capture": (("flows", PROJECT / "Makefile"), "Makefile"),
+    "folder without captures": (("flows", PROJECT / "bpf"), "bpf"),
+    "missing cluster file": (("check", OFFENCES, "--cluster", "absent.yaml"), "absent.yaml"),
+    "not a cluster file": (("check", OFFENCES, "--cluster", PROJECT / "pyproject.toml"), "pyproject.toml"),
+    "unknown specification": (("check", OFFENCES, *CLUSTER, "--spec", "rke2-canall"), "rke2-canal"),
+    "unknown table format": (("flows", BASELINE, "-o", "flows.xlsx"), ".parquet"),
+    "folder that is not there": (("flows", BASELINE, "-o", "absent/flows.parquet"), "absent"),
+    "unknown picture format": (("matrix", OFFENCES, *CLUSTER, "-o", "matrix.gif"), ".png"),
+    "no tables": (("spec", "import", PROJECT / "LICENSE"), "LICENSE"),
+    "not kubectl's": (("cluster", "from-kubectl", PROJECT / "LICENSE"), "LICENSE"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_input_is_one_line_and_status_2(name: str, tmp_path: Path) -> None:
+    arguments, named = FAULTS[name]
+    done = run(*arguments, cwd=tmp_path)
+    lines = done.stderr.decode().splitlines()
+    assert (done.returncode, len(lines), done.stdout) == (2, 1, b""), lines
+    assert lines[0].startswith("rke2-flows: ")
+    assert named in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("flows",),
+        ("check", OFFENCES),
+        ("flows", BASELINE, "--interval", "soon"),
+        ("nothing",),
+        ("--nothing",),
+    ],
+)
+def test_a_wrong_command_line_is_status_2(arguments: tuple[object, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+# ---- what it prints and writes ----
+
+
+def test_data_goes_to_stdout_and_notes_to_stderr() -> None:
+    done = run("flows", BASELINE / "agent-1.pcap")
+    head, *rows = done.stdout.decode().splitlines()
+    assert head.split()[:4] == ["client", "client_port", "server", "server_port"]
+    assert {len(row.split()) for row in rows} == {len(head.split()) + 1}  # a time is a date and an hour
+    assert b"frames" in done.stderr
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_every_output_says_the_same(tmp_path: Path) -> None:
+    ok(
+        "check",
+        OFFENCES,
+        *CLUSTER,
+        "--fail-on",
+        "never",
+        "-o",
+        "judged.parquet",
+        "--json",
+        "r.json",
+        cwd=tmp_path,
+    )
+    for name in ("judged.csv", "judged.jsonl"):
+        ok("check", OFFENCES, *CLUSTER, "--fail-on", "never", "-o", name, cwd=tmp_path)
+    document = json.loads((tmp_path / "r.json").read_text())
+    tables = [
+        pd.read_parquet(tmp_path / "judged.parquet"),
+        pd.read_csv(tmp_path / "judged.csv"),
+        pd.read_json(tmp_path / "judged.jsonl", lines=True),
+    ]
+    for table in tables:
+        counted = table["verdict"].astype(str).value_counts().to_dict()
+        assert counted == {k: v["flows"] for k, v in document["summary"]["verdicts"].items() if v["flows"]}
+    assert set(document) == {
+        "schema",
+        "spec",
+        "cluster",
+        "coverage",
+        "summary",
+        "matrix",
+        "findings",
+        "analyzer",
+    }
+
+
+def test_flow_files_are_judged_like_captures(tmp_path: Path) -> None:
+    from_captures = json.loads(ok("check", OFFENCES, *CLUSTER, "--fail-on", "never", "--json", "-"))
+    for suffix in ("parquet", "csv", "jsonl"):
+        path = tmp_path / f"flows.{suffix}"
+        ok("flows", OFFENCES, "-o", path)
+        from_table = json.loads(ok("check", path, *CLUSTER, "--fail-on", "never", "--json", "-"))
+        assert from_table["summary"] == from_captures["summary"]
+        assert [f["id"] for f in from_table["findings"]] == [f["id"] for f in from_captures["findings"]]
+
+
+def test_a_capture_is_read_from_a_pipe() -> None:
+    path = BASELINE / "server-1.pcap"
+    assert ok("flows", "-", stdin=path.read_bytes()) == ok("flows", path)
+
+
+def test_intervals_add_up() -> None:
+    whole = pd.read_csv(_csv("flows", BASELINE, "-o", "-"))
+    cut = pd.read_csv(_csv("flows", BASELINE, "--interval", "2s", "-o", "-"))
+    assert len(cut) > len(whole)
+    columns = ["packets_out", "packets_in", "bytes_out", "bytes_in"]
+    assert cut[columns].sum().to_dict() == whole[columns].sum().to_dict()
+    keys = ["client", "server", "server_port", "protocol"]
+    assert set(map(tuple, cut[keys].to_numpy())) == set(map(tuple, whole[keys].to_numpy()))
+
+
+def _csv(*arguments: object) -> StringIO:
+    return StringIO(ok(*arguments))
+
+
+@pytest.mark.parametrize("by", ["role", "node", "rule"])
+def test_a_matrix_as_text_and_as_pictures(by: str, tmp_path: Path) -> None:
+    assert "flows_outside" in ok("matrix", OFFENCES, *CLUSTER, "--by", by)
+    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+        ok("matrix", OFFENCES, *CLUSTER, "--by", by, "-o", f"m{suffix}", cwd=tmp_path)
+        assert (tmp_path / f"m{suffix}").read_bytes().startswith(magic)
+
+
+def test_specifications_and_clusters_round_trip(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(ok("spec", "show", "rke2-canal", "--yaml"))
+    shown, again = (
+        ok("check", OFFENCES, *CLUSTER, "--spec", spec, "--fail-on", "never") for spec in ("rke2-canal", own)
+    )
+    assert shown == again
+    assert "rke2-canal" in ok("spec", "list")
+    assert "server-3" in ok("cluster", "show", OFFENCES / "cluster.yaml")
+
+
+def test_a_specification_chosen_changes_the_verdict() -> None:
+    later = ok("check", OFFENCES, *CLUSTER, "--spec", "rke2-canal-2025-07-28", "--fail-on", "never")
+    strict = ok("check", OFFENCES, *CLUSTER, "--fail-on", "never")
+    assert strict.count("not for server → server") == 2
+    assert later.count("not for server → server") == 0
+
+
+# ---- being interrupted ----
+
+
+def test_ctrl_c_leaves_one_line_and_no_file(tmp_path: Path) -> None:
+    fifo = tmp_path / "slow.pcap"
+    os.mkfifo(fifo)
+    with (
+        subprocess.Popen(
+            [COMMAND, "flows", fifo, "-o", tmp_path / "out.parquet"],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process,
+        fifo.open("wb") as pipe,
+    ):
+        pipe.write((BASELINE / "server-1.pcap").read_bytes()[:5000])
+        pipe.flush()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        pipe.close()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.decode().splitlines() == ["rke2-flows: interrupted"]
+    assert [p.name for p in tmp_path.iterdir()] == ["slow.pcap"]
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{COMMAND} flows {OFFENCES} {OFFENCES} 2>&- | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode in (0, 128 + signal.SIGPIPE)
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"client")
+
+
+def test_help_does_not_import_pandas() -> None:
+    code = "import sys, analyzer.cli; sys.exit('pandas' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_from_files_cannot_write_control_sequences(tmp_path: Path) -> None:
+    hostile = tmp_path / "\x1b[31mred\n.pcap"
+    hostile.write_bytes((BASELINE / "agent-1.pcap").read_bytes())
+    done = run("check", hostile, "--cluster", BASELINE / "cluster.yaml", "--fail-on", "never")
+    assert b"\x1b" not in done.stdout + done.stderr

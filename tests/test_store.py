@@ -1,0 +1,470 @@
+"""Flow tables in files: what is written is what is read, or one clear line. Rule: real files and folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import frames as fr
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from frames import EPOCH, NS, Frame, Interface, same_table, traffic
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from analyzer.cluster import Cluster, Node
+from analyzer.errors import CaptureError
+from analyzer.flows import COLUMNS, pair
+from analyzer.rows import Coverage
+from analyzer.spec import load_spec
+from analyzer.store import METADATA_KEY, expand, read_flow_file, read_flows, read_inputs, write_flows
+from analyzer.verdict import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+AGENT, SERVER = ("10.10.0.21", 40000), ("10.10.0.11", 6443)
+TALK = fr.timed(fr.talk(AGENT, SERVER))
+FORMATS = (".parquet", ".csv", ".jsonl")
+
+
+def some() -> pd.DataFrame:
+    """Flows of every kind that the reader knows, among them one that no packet of the capture has."""
+    conversations = [frame for make in fr.CONVERSATIONS.values() for frame in make(3)]
+    return pair(fr.read(fr.pcap(fr.timed(conversations), "ns")).settled())
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# ---- there and back ----
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@given(frames=traffic(), kind=st.sampled_from(list(fr.FILES)))
+@settings(max_examples=25, deadline=None)
+def test_what_is_written_is_read(suffix: str, frames: list[Frame], kind: str, tmp_path_factory: Any) -> None:
+    """Values and types; and as the input of the next step it pairs to the same table again."""
+    path = tmp_path_factory.mktemp("round") / f"flows{suffix}"
+    one_way = fr.read(fr.FILES[kind](frames)).settled()
+    table = pair(one_way)
+    assume(len(table) or suffix != ".jsonl")
+    write_flows(table, path, one_way.coverage)
+    back = read_flow_file(path).table
+    same_table(back, table)
+    assert {n: str(t) for n, t in back.dtypes.items()} == {n: str(t) for n, t in table.dtypes.items()}
+    same_table(pair(read_flows(path)), table)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_flows_without_a_time(suffix: str, tmp_path: Path) -> None:
+    table = pair(fr.read(fr.pcapng(TALK, kind="simple")))
+    assert table["start"].isna().all()
+    write_flows(table, tmp_path / f"x{suffix}")
+    same_table(read_flow_file(tmp_path / f"x{suffix}").table, table)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_no_flows(suffix: str, tmp_path: Path) -> None:
+    table = pair(fr.read(fr.pcap([Frame(fr.arp())])))
+    write_flows(table, tmp_path / f"x{suffix}")
+    if suffix == ".jsonl":  # no line, and so nothing that would say what it is
+        with pytest.raises(CaptureError, match="is not a flow file"):
+            read_flow_file(tmp_path / "x.jsonl")
+        return
+    back = read_flow_file(tmp_path / f"x{suffix}").table
+    assert (len(back), set(back)) == (0, set(COLUMNS))
+    assert pair(read_flows(tmp_path / f"x{suffix}")).empty
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_live_columns(suffix: str, tmp_path: Path) -> None:
+    rows = [
+        fr.flow(AGENT[0], SERVER[0], process="kube-proxy", pid=4711, pod="kube-system/x"),
+        fr.flow(AGENT[0], SERVER[0], 9345),
+    ]
+    table = fr.table(rows)
+    write_flows(table, tmp_path / f"x{suffix}")
+    back = read_flow_file(tmp_path / f"x{suffix}").table
+    assert back["pid"].tolist() == [4711, pd.NA]
+    assert back["process"].tolist()[0] == "kube-proxy"
+    assert back["pod"].isna().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_judged_flows_keep_their_verdicts(suffix: str, tmp_path: Path) -> None:
+    cluster = Cluster("x", (Node("agent-1", "agent", (AGENT[0],)), Node("server-1", "server", (SERVER[0],))))
+    judged = judge(some(), cluster, load_spec("rke2-canal"))
+    write_flows(judged, tmp_path / f"x{suffix}")
+    back = read_flow_file(tmp_path / f"x{suffix}").table
+    for name in ("scope", "rule", "verdict", "client_node", "server_role"):
+        assert back[name].astype(str).tolist() == judged[name].astype(str).tolist()
+    same_table(pair(read_flows(tmp_path / f"x{suffix}")), pair(read_flows(_plain(some(), tmp_path))))
+
+
+def _plain(table: pd.DataFrame, folder: Path) -> Path:
+    write_flows(table, folder / "plain.parquet")
+    return folder / "plain.parquet"
+
+
+def test_parquet_keeps_coverage_and_interval(tmp_path: Path) -> None:
+    one_way = fr.read(fr.pcap([*TALK, Frame(fr.arp())]), interval=NS).settled()
+    coverage = (replace(one_way.coverage[0], damage="frame 9: {\"x\": 'é'}", lost=2**40), Coverage("b.pcap"))
+    write_flows(pair(one_way), tmp_path / "x.parquet", coverage, NS)
+    file = read_flow_file(tmp_path / "x.parquet")
+    assert (file.coverage, file.interval) == (coverage, NS)
+    back = read_flows(tmp_path / "x.parquet")
+    assert (back.coverage, back.interval) == (coverage, NS)
+    assert set(back.rows["interval"].tolist()) == {EPOCH}
+
+
+def test_counts_as_large_as_they_come(tmp_path: Path) -> None:
+    table = fr.table(
+        [
+            fr.flow(
+                AGENT[0],
+                SERVER[0],
+                bytes_out=2**63 + 5,
+                packets_in=2**53 + 1,
+                client_port=65535,
+                vni=2**24 - 1,
+            )
+        ]
+    )
+    for suffix in FORMATS[:2]:
+        write_flows(table, tmp_path / f"x{suffix}")
+        back = read_flow_file(tmp_path / f"x{suffix}").table
+        assert (back["bytes_out"][0], back["packets_in"][0]) == (2**63 + 5, 2**53 + 1)
+
+
+# ---- CSV and spreadsheets ----
+
+TEXTS = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\tx",
+    "\rx",
+    "'quoted",
+    "''",
+    "a,b",
+    'a"b',
+    "a\nb",
+    "é",
+    "{0}",
+    "<b>",
+    "plain.pcap",
+    "NA",
+    "null",
+    "nan",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_hostile_texts(text: str, suffix: str, tmp_path: Path) -> None:
+    table = fr.table([fr.flow(AGENT[0], SERVER[0], source=text, witnesses=f"{text};other")])
+    write_flows(table, tmp_path / f"x{suffix}")
+    back = read_flow_file(tmp_path / f"x{suffix}").table
+    assert (back["source"][0], back["witnesses"][0]) == (text, f"{text};other")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_no_cell_of_a_csv_file_is_a_formula(text: str, tmp_path: Path) -> None:
+    table = fr.table([fr.flow(AGENT[0], SERVER[0], source=text)])
+    cluster = Cluster("x", (Node("=cmd", "agent", (AGENT[0],)), Node("s", "server", (SERVER[0],))))
+    write_flows(judge(table, cluster, load_spec("rke2-canal")), tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        (cells,) = csv.DictReader(file)
+    assert not [cell for cell in cells.values() if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
+    assert cells["client_node"] == "'=cmd"
+    assert cells["source"].removeprefix("'") in (text, text.removeprefix("'"))
+
+
+def test_csv_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    write_flows(some(), "-")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == len(some())
+    assert rows[0]["start"].endswith("Z")
+    assert list(rows[0]) == list(COLUMNS)
+
+
+def test_jsonl_is_json_a_line(tmp_path: Path) -> None:
+    write_flows(some(), tmp_path / "x.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
+    assert [row["client"] for row in rows] == some()["client"].tolist()
+    assert pd.Timestamp(rows[0]["start"]) == some()["start"][0]
+    assert {type(row["bytes_out"]) for row in rows} == {int}
+    assert {row["pid"] for row in rows} == {None}
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Linux allows any bytes in a file's name; a table holds text."""
+    path = tmp_path / os.fsdecode(b"\xff\xfe.pcap")
+    path.write_bytes(fr.pcap(TALK))
+    table = pair(read_inputs([path]))
+    assert table["source"].tolist() == ["??.pcap"]
+    for suffix in FORMATS:
+        write_flows(table, tmp_path / f"x{suffix}")
+        same_table(read_flow_file(tmp_path / f"x{suffix}").table, table)
+
+
+# ---- writing ----
+
+
+@contextmanager
+def full_disk(at: int = 512) -> Iterator[None]:
+    """No file may grow beyond `at` bytes: writing fails as it does where no space is left."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (at, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    write_flows(some(), path)
+    before, larger = path.read_bytes(), pd.concat([some()] * 50)
+    with full_disk(), pytest.raises(CaptureError, match=r"x\.\w+: cannot be written: "):
+        write_flows(larger, path)
+    assert path.read_bytes() == before
+    assert leftovers(tmp_path) == [path.name]
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    """A fault of another kind: what a caller put into the table is no Parquet value."""
+    table = some().assign(verdict=pd.Series([{object()}] * len(some()), dtype="object"))
+    with pytest.raises(pa.ArrowException):
+        write_flows(table, tmp_path / "x.parquet")
+    assert leftovers(tmp_path) == []
+
+
+def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
+    """The old file stands, whole, until the new one does: it is another file, not the old one overwritten."""
+    path = tmp_path / "x.parquet"
+    write_flows(some(), path)
+    with path.open("rb") as old:
+        write_flows(pd.concat([some()] * 3), path)
+        assert len(pq.read_table(old)) == len(some())
+    assert len(read_flow_file(path).table) == 3 * len(some())
+
+
+def test_what_is_written_may_be_read_by_others(tmp_path: Path) -> None:
+    """As with any new file, the umask decides; a temporary file's own rights would not let anyone else in."""
+    mask = os.umask(0o027)
+    try:
+        write_flows(some(), tmp_path / "x.csv")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "x.csv").stat().st_mode) == 0o640
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.csv"
+    os.mkfifo(path)
+    with subprocess.Popen(
+        [sys.executable, "-c", f"print(open({str(path)!r}).read())"], stdout=subprocess.PIPE
+    ) as reader:
+        write_flows(some(), path)
+        out, _ = reader.communicate(timeout=30)
+    assert len(out.splitlines()) >= len(some())
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert leftovers(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.txt", r"no table format has the suffix '\.txt' \(use \.parquet, \.csv, \.jsonl\)"),
+        ("x", r"no table format has the suffix ''"),
+        ("missing/x.csv", r"cannot be written: No such file or directory"),
+        ("folder.csv", r"cannot be written: Is a directory"),
+        ("file/x.csv", r"cannot be written: Not a directory"),
+    ],
+)
+def test_where_nothing_can_be_written(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CaptureError, match=message):
+        write_flows(some(), tmp_path / name)
+    assert leftovers(tmp_path) == ["file", "folder.csv"]
+
+
+# ---- reading what is none ----
+
+
+def damaged(**columns: Any) -> pd.DataFrame:
+    return some().astype(dict.fromkeys(columns, object)).assign(**columns)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "an address": ({"client": "node-1"}, "client 'node-1' is no IP address"),
+    "no address": ({"server": ""}, "server '' is no IP address"),
+    "an outer address": ({"outer_client": "x"}, "outer_client 'x' is no IP address"),
+    "a protocol": ({"protocol": "tpc"}, "protocol 'tpc' is not known"),
+    "a tunnel": ({"tunnel": "wormhole"}, "tunnel 'wormhole' is not known"),
+    "a port beyond the last": (
+        {"client_port": 65536},
+        "client_port holds what is no whole number from 0 to 65535",
+    ),
+    "a negative count": ({"packets_out": -1}, "packets_out holds what is no whole number"),
+    "half a packet": ({"packets_in": 1.5}, "packets_in holds what is no whole number"),
+    "no count": ({"bytes_in": "many"}, "many"),
+    "no time": ({"start": "yesterday"}, "yesterday"),
+    "a time before all captures": ({"start": "1969-12-31T23:59:59Z"}, "start holds a time before 1970"),
+    "a time after all captures": ({"end": "9999-01-01T00:00:00Z"}, "9999"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_with_a_wrong_value(name: str, suffix: str, tmp_path: Path) -> None:
+    columns, message = WRONG[name]
+    path = tmp_path / f"x{suffix}"
+    table = damaged(**columns)
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_json(
+        path, orient="records", lines=True, date_format="iso"
+    )
+    with pytest.raises(CaptureError, match=r"x\.\w+: cannot be read as a flow table: .*") as raised:
+        read_flows(path)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_table_that_lacks_a_column(column: str, tmp_path: Path) -> None:
+    some().drop(columns=column).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(CaptureError, match=f"it lacks the columns {column}"):
+        read_flows(tmp_path / "x.parquet")
+
+
+NOTES: dict[str, tuple[Any, str]] = {
+    "of a later version": ({"schema": 99}, "it has schema 99, this version reads up to 1"),
+    "no notes": ([], "cannot be read"),
+    "a ledger without a name": ({"coverage": [{"frames": 1}]}, "source"),
+    "a ledger with an unknown count": ({"coverage": [{"source": "x", "eaten": 1}]}, "eaten"),
+    "a ledger with no count": ({"coverage": [{"source": "x", "frames": "many"}]}, "holds what is no count"),
+    "a ledger below zero": ({"coverage": [{"source": "x", "frames": -1}]}, "holds what is no count"),
+    "coverage of another shape": ({"coverage": 5}, "cannot be read"),
+    "an interval that is none": ({"interval": "often"}, "often"),
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_parquet_with_wrong_notes(name: str, tmp_path: Path) -> None:
+    notes, message = NOTES[name]
+    arrow = pa.Table.from_pandas(some(), preserve_index=False)
+    metadata = {**arrow.schema.metadata, METADATA_KEY: json.dumps(notes).encode()}
+    pq.write_table(arrow.replace_schema_metadata(metadata), tmp_path / "x.parquet")
+    with pytest.raises(CaptureError) as raised:
+        read_flows(tmp_path / "x.parquet")
+    assert message in str(raised.value)
+
+
+def test_parquet_by_other_hands_needs_no_notes(tmp_path: Path) -> None:
+    some().to_parquet(tmp_path / "x.parquet")
+    same_table(read_flow_file(tmp_path / "x.parquet").table, some())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_table_is_a_table_or_one_line(
+    suffix: str, data: st.DataObject, tmp_path_factory: Any
+) -> None:
+    """Cut anywhere, or with bytes turned over: a table that can be taken apart, or CaptureError."""
+    path = tmp_path_factory.mktemp("damaged") / f"x{suffix}"
+    write_flows(some(), path, (Coverage("x", frames=5),), NS)
+    content = bytearray(path.read_bytes())
+    keep = data.draw(st.integers(1, len(content)))
+    for at in data.draw(st.lists(st.integers(0, keep - 1), max_size=4)):
+        content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content[:keep])
+    with suppress(CaptureError):
+        pair(read_flows(path))
+
+
+BEGINNINGS = (b"", b"PAR1", b"PAR1" + bytes(100), b"source,witnesses,\n", b'{"source":', b"text")
+
+
+@pytest.mark.parametrize("content", [*BEGINNINGS, b'{"source":1}\n{"x":2}\n'])
+def test_what_only_begins_like_a_table(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match=r"x\.tab: (is not a flow file|cannot be read as a flow table: )"):
+        read_flows(fr.save(tmp_path, "x.tab", content))
+
+
+# ---- inputs ----
+
+
+def test_a_folder_is_its_captures_and_tables(tmp_path: Path) -> None:
+    """By what is in them, not by their names; what is neither is passed over."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    fr.save(tmp_path, "b.txt", fr.pcap(TALK))
+    fr.save(tmp_path, "a.pcapng", fr.pcapng(TALK))
+    fr.save(tmp_path / "deep" / "er", "c.zst", fr.COMPRESSIONS["zstd"](fr.pcap(TALK)))
+    fr.save(tmp_path, "README.md", b"# words")
+    fr.save(tmp_path, "truth.json", b'{"rows": []}')
+    write_flows(some(), tmp_path / "deep" / "flows.csv")
+    (tmp_path / "link").symlink_to(tmp_path / "a.pcapng")
+    (tmp_path / "loop").symlink_to("loop")
+    names = [path.name for path in expand([tmp_path])]
+    assert names == ["a.pcapng", "b.txt", "c.zst", "flows.csv"]
+    assert next(expand([tmp_path / "b.txt", tmp_path, tmp_path / "b.txt"])).name == "b.txt"
+    assert len(list(expand([tmp_path, tmp_path]))) == 4
+
+
+def test_a_folder_without_captures(tmp_path: Path) -> None:
+    fr.save(tmp_path, "README.md", b"# words")
+    with pytest.raises(CaptureError, match="no capture and no flow file in this folder"):
+        read_inputs([tmp_path])
+
+
+def test_a_missing_input(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match=r"missing\.pcap: cannot be opened: No such file"):
+        read_inputs([tmp_path / "missing.pcap"])
+    with pytest.raises(CaptureError, match="is not a flow file"):
+        read_flows(tmp_path / "missing.parquet")
+
+
+def test_captures_and_tables_together(tmp_path: Path) -> None:
+    """Monday's flows, saved, and Tuesday's capture: one table."""
+    monday = pair(fr.read(fr.pcap(TALK), "monday.pcap"))
+    write_flows(monday, tmp_path / "monday.parquet", (Coverage("monday.pcap", frames=8, flow=8),))
+    later = [replace(f, time=f.time + 86400 * NS) for f in TALK]
+    fr.save(tmp_path, "tuesday.pcap", fr.pcap(later))
+    one_way = read_inputs([tmp_path])
+    table = pair(one_way)
+    assert table["packets_out"].tolist() == [10]
+    assert table["witnesses"].tolist() == ["monday.pcap;tuesday.pcap"]
+    assert {ledger.source: ledger.frames for ledger in one_way.coverage} == {
+        "monday.pcap": 8,
+        "tuesday.pcap": 8,
+    }
+
+
+def test_interfaces_survive_a_file(tmp_path: Path) -> None:
+    frames = [replace(f, interface=n) for f in TALK for n in (0, 1)]
+    table = pair(fr.read(fr.pcapng(frames, interfaces=(Interface("eth0"), Interface("br0")))))
+    for suffix in FORMATS:
+        write_flows(table, tmp_path / f"x{suffix}")
+        same_table(pair(read_flows(tmp_path / f"x{suffix}")), table)
