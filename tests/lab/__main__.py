@@ -1,0 +1,74 @@
+"""The command line of the lab. Rule: arguments in, library calls, words out."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path  # noqa: TC003 - typer reads it at run time
+from typing import Annotated
+
+import typer
+
+from lab import cluster, recordings, scenarios
+from lab.errors import LabError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="A small RKE2-like cluster in network namespaces."
+)
+
+
+@app.command("record")
+def record_all(
+    out: Annotated[Path, typer.Argument(help="The folder that gets one folder for each recording.")],
+    recording: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
+) -> None:
+    """Record traffic with its truth."""
+    unknown = sorted(set(recording or ()) - set(recordings.RECORDINGS))
+    if unknown:
+        raise LabError(f"no recording {', '.join(unknown)}; there are {', '.join(recordings.RECORDINGS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in recording or recordings.RECORDINGS:
+        started = time.monotonic()
+        folder = recordings.record(recordings.RECORDINGS[name], out)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        typer.echo(f"{folder}: {size / 1000:.0f} kB in {time.monotonic() - started:.0f} s")
+    recordings.write_overview(out)
+
+
+@app.command()
+def up(variant: Annotated[str, typer.Option(help="vxlan or wireguard")] = "vxlan") -> None:
+    """Start a cluster, say how to enter it, and hold it until Ctrl-C."""
+    with cluster.Lab(variant) as lab:
+        lab.start()
+        lab.etcd.start()
+        for name, namespace in lab.namespaces.items():
+            typer.echo(f"{name:9} ip netns exec {namespace} bash")
+        typer.echo("up; Ctrl-C takes it down")
+        signal.pause()
+
+
+@app.command("scenarios")
+def list_scenarios() -> None:
+    """What can happen in the lab, a line each."""
+    for scenario in scenarios.TABLE:
+        typer.echo(f"{scenario.name:36} {scenario.summary}")
+
+
+@app.command()
+def clean() -> None:
+    """Remove what killed labs left behind; those of a running lab stay."""
+    for path in cluster.clean():
+        typer.echo(f"removed {path}")
+
+
+def main() -> None:
+    """Run the command line; a LabError becomes one line on stderr and status 1."""
+    try:
+        app()
+    except LabError as error:
+        typer.echo(f"lab: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
