@@ -1,0 +1,142 @@
+"""Rounds of whole processes, in turns. Rule: times and judges numbers; knows no tool by name.
+
+Turns (A B C, A B C) spread a noisy machine's moods over all; the smallest wall time is the steadiest measure
+of a program, the median says what a user sees.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.tools import TOOLS, Counted, Place, Tool, sink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+LAUNCHER = Path(__file__).with_name("launch.py")
+
+
+class RunError(Exception):
+    """A compared program ended with an error; says which, its status and its last words."""
+
+
+@dataclass(frozen=True)
+class Took:
+    """One whole process: seconds of wall and CPU (user + system), peak resident MB with mapped files."""
+
+    wall: float
+    cpu: float
+    peak: float
+    output: str
+
+
+@dataclass
+class Entry:
+    """All runs of one tool; empty ``runs`` and a ``missing`` line where it could not be run."""
+
+    name: str
+    role: str
+    runs: list[Took] = field(default_factory=list)
+    counted: Counted = field(default_factory=Counted)
+    missing: str = ""
+
+    def wall(self, pick: Callable[[list[float]], float] = statistics.median) -> float:
+        """Wall seconds, by default of the median round."""
+        return pick([run.wall for run in self.runs])
+
+    def cpu(self) -> float:
+        """CPU seconds of the median round."""
+        return statistics.median(run.cpu for run in self.runs)
+
+    def peak(self) -> float:
+        """Most memory of any round, MB."""
+        return max(run.peak for run in self.runs)
+
+
+def run_once(command: list[str], folder: Path) -> Took:
+    """Run a program to its end. RunError where its exit status is not 0."""
+    report, log = folder / "took", folder / "output"
+    subprocess.run([sys.executable, "-I", "-S", str(LAUNCHER), str(report), str(log), *command], check=True)
+    status, wall, user, system, peak = report.read_text().split()
+    output = log.read_text(errors="replace")
+    report.unlink()
+    if int(status) != 0:
+        raise RunError(f"{' '.join(command)} ended with {status}: {' '.join(output.split())[-300:]}")
+    return Took(float(wall), float(user) + float(system), int(peak) / 1024, output)
+
+
+def _turn(tool: Tool, entry: Entry, capture: Path, port: int) -> None:
+    folder, logs = capture.parent / "turn", capture.parent / "logs"
+    folder.mkdir()
+    logs.mkdir(exist_ok=True)
+    try:
+        place = Place(capture, folder, port)
+        command = tool.command(place)
+        if command is None:
+            entry.missing = f"{entry.name}: not on this machine, left out"
+            return
+        entry.runs.append(run_once(command, logs))
+        if len(entry.runs) == 1:
+            entry.counted = tool.counted(place, entry.runs[0].output)
+    except RunError as error:
+        entry.missing = f"{entry.name}: left out, {error}"
+    finally:
+        shutil.rmtree(folder)
+
+
+def compare(capture: Path, names: list[str], rounds: int, say: Callable[[str], None]) -> list[Entry]:
+    """Run the named tools in turns on a capture in a folder of its own; ``say`` hears what goes on."""
+    entries = [Entry(name, TOOLS[name].role) for name in names]
+    _warm(capture)
+    with sink() as port:
+        for number in range(rounds):
+            for entry in entries:
+                if entry.missing:
+                    continue
+                say(f"round {number + 1} of {rounds}: {entry.name}")
+                _turn(TOOLS[entry.name], entry, capture, port)
+    return entries
+
+
+def _warm(capture: Path) -> None:
+    with capture.open("rb", buffering=0) as file:
+        while file.read(1 << 22):
+            pass
+
+
+def fastest_peer(entries: list[Entry]) -> Entry | None:
+    """The peer with the least median wall time, whatever it counted."""
+    peers = [entry for entry in entries if entry.role == "peer" and entry.runs and not entry.missing]
+    return min(peers, key=Entry.wall, default=None)
+
+
+def table(entries: list[Entry], frames: int) -> list[dict[str, Any]]:
+    """One row for each tool that ran: times, memory, speed, share of the fastest peer's median time."""
+    peer = fastest_peer(entries)
+    return [
+        {
+            "tool": entry.name,
+            "role": entry.role,
+            "wall_min": entry.wall(min),
+            "wall_median": entry.wall(),
+            "cpu_median": entry.cpu(),
+            "peak_mb": entry.peak(),
+            "frames_per_second": frames / entry.wall(),
+            "of_fastest_peer": entry.wall() / peer.wall() if peer else None,
+        }
+        for entry in entries
+        if entry.runs and not entry.missing
+    ]
+
+
+def counts(entries: list[Entry], truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each tool counted, the truth first."""
+    true = Counted(truth["frames"], truth["ip_bytes"], truth["one_way_tuples"], "what the generator wrote")
+    said = [(entry.name, entry.counted) for entry in entries if entry.runs and not entry.missing]
+    return [{"tool": name, **asdict(counted)} for name, counted in [("ground truth", true), *said]]
