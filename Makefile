@@ -1,0 +1,59 @@
+# make demo      the main job, on the captures that are part of the project
+# make test      every check: style, types, tests (as root also eBPF and the lab's cluster)
+# make captures  record the captures again in the lab (root)
+# make lint      style and types alone
+# make bench     speed and memory beside other flow meters; minutes, and gigabytes of temporary files
+
+PYTHON := /usr/bin/python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := demo-output
+C      := $(wildcard bpf/*.h bpf/*.c analyzer/capture/*.c analyzer/capture/*.h tests/bpf/*.c tests/fuzz/*.c tests/bench/*.c)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: demo test lint captures bench clean
+.DELETE_ON_ERROR:
+
+# --system-site-packages: BCC comes from the distribution, not from a package index
+.stamps/demo: pyproject.toml constraints.txt deploy/packages.sh $(wildcard analyzer/capture/*.c analyzer/capture/*.h bpf/*.h)
+	deploy/packages.sh demo
+	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	mkdir -p $(@D) && touch $@
+
+.stamps/test: .stamps/demo
+	deploy/packages.sh test
+	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	mkdir -p $(@D) && touch $@
+
+demo: .stamps/demo
+	@for folder in captures/*/; do \
+	    name=$$(basename $$folder); \
+	    printf '\n== %s ==\n' "$$name"; \
+	    mkdir -p $(DEMO)/$$name; \
+	    $(BIN)/rke2-flows check $$folder --cluster $$folder/cluster.yaml --fail-on never \
+	        --json $(DEMO)/$$name/result.json --plots $(DEMO)/$$name -o $(DEMO)/$$name/flows.parquet || exit; \
+	done
+	@printf '\nFor each recording in captures/ there are now result.json, flows.parquet and the matrices\n'
+	@printf '(roles, nodes, rules; PNG and SVG) in %s/NAME/.\n' $(DEMO)
+
+test: .stamps/test lint
+	@if [ "$$(id -u)" = 0 ]; then deploy/prepare-live.sh; fi
+	$(BIN)/python -m pytest
+
+lint: .stamps/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	clang-format --dry-run -Werror $(C)
+
+captures: .stamps/test
+	PYTHONPATH=tests $(BIN)/python -m lab record captures
+
+bench: .stamps/test
+	PYTHONPATH=tests $(BIN)/python -m bench run
+
+clean:
+	rm -rf $(VENV) .stamps build *.egg-info $(DEMO) analyzer/capture/*.so
