@@ -12,17 +12,15 @@ import pandas as pd
 
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.findings import find
-from analyzer.flows import pair
+from analyzer.flows import PROTOCOL_NUMBERS, pair
 from analyzer.matrices import By, matrix
 from analyzer.rows import Coverage, OneWay
-from analyzer.spec import DEFAULT_SPEC, PROTOCOLS, Spec, load_spec
+from analyzer.spec import DEFAULT_SPEC, PORTED, PROTOCOLS, Spec, load_spec
 from analyzer.store import read_inputs
 from analyzer.verdict import judge
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 def server_ports(spec: Spec) -> frozenset[tuple[int, int]]:
@@ -31,10 +29,9 @@ def server_ports(spec: Spec) -> frozenset[tuple[int, int]]:
     """
     tables = spec.compile()
     return frozenset(
-        (_NUMBERS[name], port)
-        for name in PROTOCOLS
-        if name in _NUMBERS
-        for port in tables.port_class[PROTOCOLS.index(name)].nonzero()[0].tolist()
+        (PROTOCOL_NUMBERS[name], port)
+        for row, name in enumerate(PROTOCOLS[:PORTED])
+        for port in tables.port_class[row].nonzero()[0].tolist()
     )
 
 
