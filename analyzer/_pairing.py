@@ -14,20 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.rows import (
-    ADDRESS,
-    EVENT_CARRIER,
-    EVENT_SYN,
-    EVENT_SYN_ACK,
-    NO_TIME,
-    Array,
-    Endpoint,
-    Groups,
-    Indices,
-    Rows,
-    group,
-    pack,
-)
+from analyzer._grouping import ADDRESS, Array, Groups, Indices, group, pack
+from analyzer.rows import EVENT_CARRIER, EVENT_SYN, EVENT_SYN_ACK, NO_TIME, Endpoint, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer.rows import NO_TIME, Array, Groups, Indices, Observer, Rows, group, pack
+from analyzer._grouping import Array, Groups, Indices, group, pack
+from analyzer.rows import NO_TIME, Coverage, Observer, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,10 +40,15 @@ class Fullest:
 
 
 def stand_for(
-    rows: Rows, observers: Sequence[Observer], flow: Indices, inward: Booleans, flows: int
+    rows: Rows,
+    observers: Sequence[Observer],
+    flow: Indices,
+    inward: Booleans,
+    flows: int,
+    coverage: Sequence[Coverage] = (),
 ) -> Fullest:
     """The fullest witness's counts for each flow and direction, and who it was."""
-    windows = _windows(rows, len(observers))
+    windows = _watched(_windows(rows, len(observers)), observers, coverage)
     order = sorted(range(len(observers)), key=lambda n: (observers[n].name, observers[n]))
     turn = np.argsort(order)[rows["interface"]] if order else np.zeros(0, np.intp)
     chain = _chains(observers, windows)
@@ -105,6 +111,20 @@ def _windows(rows: Rows, count: int) -> list[Window]:
     np.minimum.at(start, rows["interface"], rows["start"])
     np.maximum.at(end, rows["interface"], rows["end"])
     return list(zip(start.tolist(), end.tolist(), strict=True))
+
+
+def _watched(
+    windows: Sequence[Window], observers: Sequence[Observer], coverage: Sequence[Coverage]
+) -> list[Window]:
+    """When each observer watched: a quiet node does for longer than its rows say. Interfaces of one source
+    have no window of their own in the ledger: one that takes over from another did not watch before.
+    """
+    ledgers = {ledger.source: (ledger.start, ledger.end) for ledger in coverage if ledger.end}
+    watched = [
+        ledgers.get(observer.source, window) if not observer.interface else window
+        for observer, window in zip(observers, windows, strict=True)
+    ]
+    return [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(windows, watched, strict=True)]
 
 
 def _stem(source: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analyzer.facts import parse_drops
 from analyzer.spec import PROTOCOLS, ROLE_BITS, Spec
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 #: column → what it holds
 COLUMNS = {
     "id": "the same for the same kind, pair, protocol and port in every run",
-    "kind": "`violation`, `blocked`, `exposure`, `foreign-tunnel`, `scan`, `blind-spot`",
+    "kind": "`violation`, `blocked`, `exposure`, `foreign-tunnel`, `scan`, `listener`, `blind-spot`",
     "severity": "`critical`, `high`, `medium`, `low`, `info`",
     "title": "one sentence: who did what",
     "client": "node, or the address where it is no node; empty for a blind spot",
@@ -59,7 +60,7 @@ KINDS = {
     ),
     "blocked": (
         "{client} ({client_role}) does not get through to {server} ({server_role}) on {port}{rule_words}: "
-        "{outcomes}",
+        "{outcomes}{dropped}",
         "The table allows it. {where}",
     ),
     "exposure": (
@@ -77,6 +78,7 @@ KINDS = {
         "One client that tries many ports or many nodes is a scanner, or a program with a wrong list of "
         "targets. Find the process.",
     ),
+    "listener": ("{what}", "{advice}"),
     "blind-spot": ("{client}: {what}", "{advice}"),
 }
 
@@ -159,6 +161,42 @@ _GRACE = pd.Timedelta(seconds=1)
 #: external clients of one port of one node, above which they are one finding
 MANY_CLIENTS = 50
 
+#: the kernel's name for why it dropped a packet (include/net/dropreason-core.h) → what it means and what to
+#: do; one that is not here is told by its name alone
+DROP_REASONS = {
+    "NETFILTER_DROP": "a firewall rule on {node} drops it; see `nft list ruleset` or `iptables-save` there",
+    "NO_SOCKET": "nothing on {node} listens on that port; look at the service there",
+    "TCP_LISTEN_OVERFLOW": "the service on {node} accepts connections slower than they come, its backlog is "
+    "full; look at its load, and at net.core.somaxconn",
+    "IP_RPFILTER": "{node}'s route back to the sender leaves through another interface; look at its routes, "
+    "and at net.ipv4.conf.*.rp_filter",
+    "SOCKET_RCVBUFF": "the service on {node} reads slower than packets come, its receive buffer is full",
+    "SOCKET_BACKLOG": "the service on {node} handles packets slower than they come, its backlog is full",
+    "SOCKET_FILTER": "a program on {node} has put a filter on its socket that drops it",
+    "PROTO_MEM": "{node}'s memory for sockets is used up; look at net.ipv4.tcp_mem and udp_mem",
+    "NOMEM": "{node} is out of memory",
+    "NEIGH_FAILED": "{node} gets no answer to its ARP or neighbour requests; the next hop is down or on "
+    "another link",
+    "NEIGH_QUEUEFULL": "{node} waits for the next hop's hardware address, which does not come",
+    "IP_OUTNOROUTES": "{node} has no route to where it goes; see `ip route` there",
+    "IP_INNOROUTES": "{node} has no route for what came in; see `ip route` there, and whether it forwards",
+    "IP_INADDRERRORS": "the address is none of {node}'s, and {node} does not forward it",
+    "PKT_TOO_BIG": "it is larger than the next link's MTU, as a tunnel's is; compare the MTUs on the way",
+    "QDISC_DROP": "a queue or a traffic limit on {node}'s interface drops it; see `tc -s qdisc` there",
+    "QDISC_OVERLIMIT": "a queue on {node}'s interface is full; see `tc -s qdisc` there",
+    "CPU_BACKLOG": "{node} handles packets slower than they come; look at net.core.netdev_max_backlog",
+    "XFRM_POLICY": "an IPsec policy on {node} does not let it through; see `ip xfrm policy` there",
+    "XDP": "an XDP program on {node} drops it; see `bpftool net` there",
+    "TC_INGRESS": "a tc program on {node}, a CNI's for one, drops what comes in; see `bpftool net` there",
+    "TC_EGRESS": "a tc program on {node}, a CNI's for one, drops what goes out; see `bpftool net` there",
+    "BPF_CGROUP_EGRESS": "an eBPF program on the sender's cgroup on {node} drops it",
+    "SECURITY_HOOK": "a security module on {node}, SELinux for one, drops it",
+    "IPV6DISABLED": "IPv6 is off on {node}'s interface",
+}
+_TAKEN = ("TCP_RESET",)  # names of what was taken in and done with: an answer, not a loss
+_MANY_REASONS = 3
+_MANY_OWNERS = 3
+
 _MORE_SNAPLEN = "Capture with a larger snaplen: 160 bytes hold all headers."
 #: count in the ledger → (severity, what it is, what to do)
 _BLIND_SPOTS = {
@@ -185,7 +223,26 @@ _BLIND_SPOTS = {
     ),
     "inner_truncated": ("low", "packets in tunnels are cut off within their headers", _MORE_SNAPLEN),
     "inner_malformed": ("low", "packets in tunnels contradict themselves", "Look at them in Wireshark."),
+    "overflow": (
+        "medium",
+        "frames came when the kernel's flow table was full, so their flows are not known",
+        "Capture with a shorter --interval, which empties the table sooner.",
+    ),
+    "inner_overflow": (
+        "low",
+        "packets in tunnels came when the kernel's flow table was full",
+        "Capture with a shorter --interval, which empties the tables sooner.",
+    ),
+    "alerts_lost": (
+        "low",
+        "alerts were lost, there being more than could be taken",
+        "What they were about is in the flows and findings all the same.",
+    ),
 }
+_MISSING_ADVICE = (
+    "This node could not observe it; flows and verdicts do not hang on it. `rke2-flows doctor`, run there, "
+    "says what to do."
+)
 _DAMAGE_ADVICE = "What comes after it was not read. Copy or record the capture again."
 _DEAF = (
     "only one direction of the conversations is in it, so what was not answered cannot be told",
@@ -207,28 +264,61 @@ class _Draft:
     port: int = 0
     words: dict[str, str] = field(default_factory=dict)
     advice: str = ""
+    #: columns that do not come from flows
+    fixed: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What the sockets of a node say of a port. `reason`: one word, part of the id; `node` empty: it is about
+    the rule. `source`: where the sockets, or the flows, were read.
+    """
+
+    reason: str
+    severity: str
+    node: str
+    protocol: str
+    port: int
+    what: str
+    advice: str
+    rule: str = ""
+    source: str = ""
 
 
 def find(
-    judged: pd.DataFrame, cluster: Cluster, spec: Spec, coverage: Sequence[Coverage] = ()
+    judged: pd.DataFrame,
+    cluster: Cluster,
+    spec: Spec,
+    coverage: Sequence[Coverage] = (),
+    remarks: Sequence[Remark] = (),
 ) -> pd.DataFrame:
     """Judged flows and the coverage ledger to findings, the gravest first.
 
-    `judged`: what :func:`analyzer.verdict.judge` returns. Returns a DataFrame with :data:`COLUMNS`;
-    `outcomes` holds dicts,
-    `evidence` lists of dicts with `source` and `first_frame`.
+    `judged`: what :func:`analyzer.verdict.judge` returns; `remarks`: what
+    :func:`analyzer.listeners.remark` returns. Returns a DataFrame with :data:`COLUMNS`; `outcomes` holds
+    dicts, `evidence` lists of dicts with `source` and `first_frame`.
     """
     seen = _with_ends(_relevant(judged))
     scans, seen = _scans(seen)
-    deaf = _deaf_sources(judged, {ledger.source for ledger in coverage})
+    deaf = deaf_sources(judged, {ledger.source for ledger in coverage})
     drafts = [
         *scans,
         *_violations(seen),
-        *_blocked(seen, coverage, deaf),
+        *_blocked(seen, cluster, coverage, deaf),
         *_exposures(seen, cluster, spec),
         *_foreign_tunnels(seen),
+        *_listeners(remarks, judged, cluster),
         *_blind_spots(coverage, deaf),
     ]
+    return _table(drafts, cluster, spec, coverage)
+
+
+def remarked(remarks: Sequence[Remark], judged: pd.DataFrame, cluster: Cluster, spec: Spec) -> pd.DataFrame:
+    """The findings of the kind `listener` alone."""
+    return _table(list(_listeners(remarks, judged, cluster)), cluster, spec, ())
+
+
+def _table(drafts: list[_Draft], cluster: Cluster, spec: Spec, coverage: Sequence[Coverage]) -> pd.DataFrame:
     rows = [_finding(draft, cluster, spec, coverage) for draft in drafts]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     rank = table["severity"].map(SEVERITIES.index)
@@ -254,11 +344,17 @@ _TEXTS = (
 )
 
 
+_KNOWN_BY_NODES = ("process", "pid", "pod", "drops")
+
+
 def _with_ends(flows: pd.DataFrame) -> pd.DataFrame:
     """The flows with `from`, `to` (node, or address where it is none) and `port` (for ICMP the type), as
     plain columns.
     """
-    flows = flows.assign(**{name: flows[name].astype(str).astype(object) for name in _TEXTS})
+    flows = flows.assign(
+        **{name: flows[name].astype(str).astype(object) for name in _TEXTS},
+        **{name: flows[name].astype(object).fillna("").astype(str) for name in _KNOWN_BY_NODES},
+    )
     icmp = flows["protocol"].isin(("icmp", "icmpv6"))
     return flows.assign(
         **{
@@ -372,15 +468,43 @@ def _roles(of: pd.DataFrame) -> dict[str, str]:
     return {name: of[name].iloc[0] or "outside" for name in ("client_role", "server_role")}
 
 
-def _blocked(flows: pd.DataFrame, coverage: Sequence[Coverage], deaf: set[str]) -> Iterator[_Draft]:
+def _blocked(
+    flows: pd.DataFrame, cluster: Cluster, coverage: Sequence[Coverage], deaf: set[str]
+) -> Iterator[_Draft]:
     files = {ledger.source for ledger in coverage}
     heard = ~flows["source"].map(lambda name: _file_of(name, files)).isin(deaf)
     allowed = flows[(flows["verdict"] == "allowed") & flows["outcome"].isin(_FAILED) & heard]
     proven = allowed[~_too_late(allowed, coverage)]
     for (client, server, protocol, port), of in _groups(proven, "from", "to", "protocol", "port"):
         severity = _BLOCKED_SEVERITY.get(int(port), "medium")
-        where = _LOOPBACK_ADVICE if port in _LOOPBACK_PORTS else _where_lost(client, server, of, coverage)
-        yield _Draft("blocked", severity, of, client, server, protocol, int(port), {"where": where})
+        drops = _drops(of, cluster.members)
+        where = [*_drop_advice(drops), *_where_lost(client, server, of, coverage, cluster.members, drops)]
+        if port in _LOOPBACK_PORTS and {reason for _, reason, _ in drops} <= {"NO_SOCKET"}:
+            where = [_LOOPBACK_ADVICE]
+        words = {"where": " ".join(where), "dropped": _drop_words(drops)}
+        yield _Draft("blocked", severity, of, client, server, protocol, int(port), words)
+
+
+def _drops(of: pd.DataFrame, nodes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """(node, kernel's reason, packets) of all these flows together, the most first."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for observer, reason, packets in (drop for text in of["drops"] for drop in parse_drops(text)):
+        if reason not in _TAKEN:
+            counts[capturing_node(observer, nodes) or observer, reason] += packets
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [(node, reason, packets) for (node, reason), packets in ordered]
+
+
+def _drop_words(drops: Sequence[tuple[str, str, int]]) -> str:
+    """For the title."""
+    told = [f"{packets} dropped by {node} ({reason})" for node, reason, packets in drops[:_MANY_REASONS]]
+    return "".join(f", {words}" for words in told)
+
+
+def _drop_advice(drops: Sequence[tuple[str, str, int]]) -> Iterator[str]:
+    for node, reason, packets in drops[:_MANY_REASONS]:
+        meaning = DROP_REASONS.get(reason, "").format(node=node)
+        yield f"{node}'s kernel dropped {packets} of its packets: {reason}{meaning and f', {meaning}'}."
 
 
 _LOOPBACK_ADVICE = (
@@ -396,30 +520,44 @@ def _too_late(flows: pd.DataFrame, coverage: Sequence[Coverage]) -> pd.Series:
     return single & (pd.to_datetime(last, utc=True) - flows["end"] < _GRACE)
 
 
-def _capturing_node(name: str, nodes: Iterable[str]) -> str:
-    """The node on which a capture was taken, where its file name begins with the node's; else empty."""
+def capturing_node(name: str, nodes: Iterable[str]) -> str:
+    """The node of a live observer, or the one on which a capture was taken, where its file name begins with
+    the node's. Empty where it is none of `nodes`.
+
+    Of several the longest: all of the cluster's are asked, so that `server-1-b` is not taken for `server-1`.
+    """
     stem = PurePath(name).name
     fitting = [node for node in nodes if re.match(rf"{re.escape(node)}(?![A-Za-z0-9])", stem)]
     return max(fitting, key=len, default="")
 
 
-def _where_lost(client: str, server: str, of: pd.DataFrame, coverage: Sequence[Coverage]) -> str:
-    """What the captures of both ends say about where it was lost."""
-    captured = {_capturing_node(c.source, (client, server)) for c in coverage}
+def _where_lost(
+    client: str,
+    server: str,
+    of: pd.DataFrame,
+    coverage: Sequence[Coverage],
+    nodes: Sequence[str],
+    drops: Sequence[tuple[str, str, int]],
+) -> list[str]:
+    """What the observers at both ends say about where it was lost. A node whose kernel dropped it had it."""
+    captured = {capturing_node(c.source, nodes) for c in coverage}
     names = {name for text in of["witnesses"] for name in text.split(";")}
-    saw = {_capturing_node(name, (client, server)) for name in names}
+    saw = {capturing_node(name, nodes) for name in names} | {node for node, _, _ in drops}
     answers = [advice for outcome, advice in _OUTCOME_ADVICE.items() if outcome in set(of["outcome"])]
     if {client, server} <= captured and client in saw:
         place = _SERVER_SAW if server in saw else _SERVER_DID_NOT
         answers.insert(0, place.format(client=client, server=server))
-    return " ".join(answers)
+    return answers
 
 
 _SERVER_SAW = (
     "It left {client} and came to {server}, as both captures show: look at {server}'s own firewall "
     "and service."
 )
-_SERVER_DID_NOT = "It left {client} and never came to {server}, as both captures show: look between them."
+_SERVER_DID_NOT = (
+    "It left {client} and never came to {server}, as both captures show: it is lost between {client} and "
+    "{server}. Look at what is there: security groups, firewalls, switches, routes."
+)
 _OUTCOME_ADVICE = {
     "refused": "A reset says that nothing listens there, or that a firewall rejects with a reset.",
     "unreachable": "ICMP says that a firewall rejects it, as firewalld does, or that nothing is there.",
@@ -465,10 +603,34 @@ def _foreign_tunnels(flows: pd.DataFrame) -> Iterator[_Draft]:
         yield _Draft("foreign-tunnel", "high", of, client, server, protocol, int(port))
 
 
+# ---- listening sockets ----
+
+
+def _listeners(remarks: Sequence[Remark], judged: pd.DataFrame, cluster: Cluster) -> Iterator[_Draft]:
+    """Each with the flows that other machines sent to that port of that node."""
+    roles = {name: role for name, role, _ in cluster.rows()}
+    asked = judged[judged["scope"].isin(("inter-node", "external"))] if remarks else judged[:0]
+    nodes, protocols = asked["server_node"].astype(str), asked["protocol"].astype(str)
+    for told in remarks:
+        of = asked[(nodes == told.node) & (protocols == told.protocol) & (asked["server_port"] == told.port)]
+        words = {"what": told.what, "advice": told.advice, "reason": told.reason}
+        fixed: dict[str, object] = {
+            "client_role": "",
+            "server_role": roles.get(told.node, ""),
+            "rule": told.rule,
+            "verdict": "",
+            **({} if len(of) else {"evidence": [{"source": told.source, "first_frame": 0}]}),
+        }
+        flows = _with_ends(of) if told.node else pd.DataFrame()
+        yield _Draft(
+            "listener", told.severity, flows, "", told.node, told.protocol, told.port, words, fixed=fixed
+        )
+
+
 # ---- blind spots ----
 
 
-def _deaf_sources(judged: pd.DataFrame, files: set[str]) -> set[str]:
+def deaf_sources(judged: pd.DataFrame, files: set[str]) -> set[str]:
     """Captures most of whose TCP clients acknowledge what is not in them: they hold one direction only."""
     tcp = judged[(judged["protocol"] == "tcp") & (judged["tunnel"] == "")]
     captures = tcp["source"].astype(str).map(lambda name: _file_of(name, files))
@@ -477,8 +639,10 @@ def _deaf_sources(judged: pd.DataFrame, files: set[str]) -> set[str]:
 
 
 def _file_of(observer: str, files: Collection[str]) -> str:
-    """The capture of an observer, which may be one interface of it, named after a colon."""
-    return observer if observer in files else observer.rpartition(":")[0] or observer
+    """The capture or live node of an observer, which may be one interface of it, named after a colon."""
+    parts = observer.split(":")
+    prefixes = [":".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((name for name in prefixes if name in files), observer.rpartition(":")[0] or observer)
 
 
 def _blind_spots(coverage: Sequence[Coverage], deaf: set[str]) -> Iterator[_Draft]:
@@ -495,6 +659,8 @@ def _ledger_gaps(ledger: Coverage, deaf: set[str]) -> Iterator[tuple[str, int, s
         yield ("medium", 0, *_EMPTY)
     if ledger.source in deaf:
         yield ("medium", ledger.frames, *_DEAF)
+    if ledger.missing:
+        yield "info", 0, f"not observed: {ledger.missing}", _MISSING_ADVICE
     for name, (severity, what, advice) in _BLIND_SPOTS.items():
         count = getattr(ledger, name)
         if count:
@@ -505,16 +671,39 @@ def _ledger_gaps(ledger: Coverage, deaf: set[str]) -> Iterator[tuple[str, int, s
 
 
 def _finding(draft: _Draft, cluster: Cluster, spec: Spec, coverage: Sequence[Coverage]) -> dict[str, object]:
-    row = _identity(draft) | _measures(draft)
+    row = _identity(draft) | _measures(draft) | draft.fixed
     title, advice = KINDS[draft.kind]
     words = _words(draft, row, spec) | draft.words
-    row["title"] = title.format(**words)
+    row["title"] = title.format(**words) + ("" if draft.kind == "listener" else _by(draft.flows))
     row["advice"] = (draft.advice or advice).format(**words) if not draft.advice else draft.advice
     return row
 
 
+def _by(of: pd.DataFrame) -> str:
+    """Which processes it is, where nodes know: each with its pid where they are few."""
+    if of.empty:
+        return ""
+    known = of[of["process"] != ""]
+    for columns in (["process", "pid", "pod"], ["process", "pod"]):
+        owners = known[columns].drop_duplicates().sort_values(columns).to_dict("records")
+        if len(owners) <= _MANY_OWNERS:
+            break
+    told = [_owner_words(owner) for owner in owners[:_MANY_OWNERS]]
+    more = [f"{len(owners) - len(told)} more"] if len(owners) > len(told) else []
+    return f", by {', '.join(told + more)}" if told else ""
+
+
+def _owner_words(owner: dict[Any, str]) -> str:
+    marks = [f"{name} {owner[name]}" for name in ("pid", "pod") if owner.get(name)]
+    return f"{owner['process']} ({', '.join(marks)})" if marks else owner["process"]
+
+
+#: kind → the word that tells apart what pair, protocol and port do not
+_REASONS = {"blind-spot": "advice", "listener": "reason"}
+
+
 def _identity(draft: _Draft) -> dict[str, object]:
-    reason = draft.words.get("advice", "") if draft.kind == "blind-spot" else ""
+    reason = draft.words.get(_REASONS.get(draft.kind, ""), "")
     key = "|".join((draft.kind, draft.client, draft.server, draft.protocol, str(draft.port), reason))
     first = draft.flows.iloc[0] if len(draft.flows) else None
     return {

@@ -14,26 +14,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer._pairing import DIRECTION_BY, OUTCOMES, REPLIES, Paired, ServerPorts, pair_rows
+from analyzer._grouping import ADDRESS, Array, Groups, Indices, group, pack
+from analyzer._pairing import DIRECTION_BY, OUTCOMES, REPLIES, Paired, ServerPorts, at, pair_rows
 from analyzer._witness import stand_for, witnesses
+from analyzer.facts import DROP, OWNER, TUPLE, Facts, drops_by_flow, merge_facts, owner_of, parse_drops
 from analyzer.rows import (
-    ADDRESS,
     EVENT_CARRIER,
     EVENT_SYN,
     EVENT_SYN_ACK,
     NO_TIME,
     ROW,
-    Array,
     Coverage,
     Endpoint,
-    Groups,
-    Indices,
     Observer,
     OneWay,
     Rows,
-    group,
     no_rows,
-    pack,
     sum_rows,
 )
 
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
 
 #: column → what it holds; the order is the table's. Text columns are categorical.
 COLUMNS = {
-    "source": "capture file, or `live`, of the fullest witness",
+    "source": "capture file, or node of a live capture, of the fullest witness",
     "witnesses": "names of all nodes or captures that saw it, `;` between",
     "client": "IP address, as text, of the end that initiated",
     "client_port": "0-65535; for ICMP the type",
@@ -66,7 +62,9 @@ COLUMNS = {
     "first_frame": "number of its first frame in the capture, as Wireshark counts; 0 for live",
     "process": "name of the connecting process; live only",
     "pid": "its process id; live only",
-    "pod": "its pod; live only",
+    "pod": "its pod, as namespace/name; live only",
+    "drops": "its packets, either way, that a node's kernel dropped: `node REASON packets`, `; ` between; "
+    "live only",
 }
 
 PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
@@ -124,10 +122,8 @@ def pair(
         | {
             "outcome": _categorical(paired.outcome[connection], OUTCOMES),
             "direction_by": _categorical(paired.direction_by[connection], DIRECTION_BY),
-            "process": pd.Categorical([None] * len(first)),
-            "pid": pd.array([pd.NA] * len(first), dtype="Int64"),
-            "pod": pd.Categorical([None] * len(first)),
         }
+        | _known(one_way, paired, connection, rows["interval"][first])
     )
     return _sorted(pd.DataFrame({name: table[name] for name in COLUMNS}))
 
@@ -216,7 +212,7 @@ def _datetimes(ns: npt.NDArray[np.int64]) -> pd.DatetimeIndex:
 def _how_much(one_way: OneWay, paired: Paired, flow: Indices, flows: int) -> dict[str, object]:
     rows, inward = one_way.rows, paired.inward
     names = [observer.name for observer in one_way.observers]
-    fullest = stand_for(rows, one_way.observers, flow, inward, flows)
+    fullest = stand_for(rows, one_way.observers, flow, inward, flows, one_way.coverage)
     flags = np.zeros(flows * 2, np.uint16)
     np.bitwise_or.at(flags, flow * 2 + inward, rows["tcp_flags"])
     return {
@@ -230,6 +226,73 @@ def _how_much(one_way: OneWay, paired: Paired, flow: Indices, flows: int) -> dic
         "tcp_flags_out": flags[0::2],
         "tcp_flags_in": flags[1::2],
     }
+
+
+# ---- what nodes know beside packets ----
+
+
+def _known(one_way: OneWay, paired: Paired, connection: Indices, interval: Array) -> dict[str, object]:
+    """Process, pid, pod and drops of each flow; facts are about flows outside of tunnels."""
+    facts, count = one_way.facts, len(connection)
+    owner, codes, texts = np.full(count, -1), np.full(count, -1, np.int32), list[str]()
+    if len(facts):
+        plain = np.flatnonzero(paired.tuples.key["tunnel"][_either(paired)[connection]] == 0)
+        ways = _both_ways(paired, connection[plain])
+        owner[plain] = owner_of(facts, ways[0])
+        nodes = [Observer(observer.source).name for observer in one_way.observers]
+        codes[plain], texts = drops_by_flow(facts, nodes, ways, interval[plain])
+    return _owners(facts, owner) | {"drops": _categorical(codes, texts)}
+
+
+def _owners(facts: Facts, owner: Indices) -> dict[str, object]:
+    """`owner`: index into the facts' owners, -1 for none."""
+    names = {
+        column: _categorical(at(facts.owners[column].astype(np.int64), owner) - 1, facts.names[1:])
+        for column in ("process", "pod")
+    }
+    pid = at(facts.owners["pid"].astype(np.int64), owner)
+    return {
+        **{column: codes.remove_unused_categories() for column, codes in names.items()},
+        "pid": pd.arrays.IntegerArray(pid, pid == 0),
+    }
+
+
+def _either(paired: Paired) -> Indices:
+    return np.where(paired.client >= 0, paired.client, paired.server)
+
+
+_OPPOSITE = {
+    "src": "dst",
+    "dst": "src",
+    "src_port": "dst_port",
+    "dst_port": "src_port",
+    "protocol": "protocol",
+}
+
+
+def _both_ways(paired: Paired, connection: Indices) -> tuple[Rows, Rows]:
+    """The 5-tuples of each connection, shape (n,), dtype TUPLE: the client's direction and the server's. A
+    carrier has no answer of its own.
+    """
+    key = paired.tuples.key
+    one, asked = key[_either(paired)[connection]], paired.client[connection] >= 0
+    same, turned = np.zeros(len(one), TUPLE), np.zeros(len(one), TUPLE)
+    for name, opposite in _OPPOSITE.items():
+        same[name], turned[name] = one[name], one[opposite]
+    _turn_icmp(turned)
+    turned[paired.carrier[connection]] = same[paired.carrier[connection]]
+    return np.where(asked, same, turned), np.where(asked, turned, same)
+
+
+def _turn_icmp(turned: Rows) -> None:
+    """Type and code stay where they are, and a request's type becomes its reply's, or the other way round."""
+    for protocol, replies in REPLIES.items():
+        icmp = turned["protocol"] == protocol
+        kind, code = turned["dst_port"][icmp], turned["src_port"][icmp]
+        other = np.arange(2**16, dtype=np.uint16)
+        for request, reply in replies.items():
+            other[[request, reply]] = reply, request
+        turned["src_port"][icmp], turned["dst_port"][icmp] = other[kind], code
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
@@ -247,8 +310,9 @@ def unpair(table: pd.DataFrame, coverage: Sequence[Coverage] = (), interval: int
     """Takes a flow table apart into one-way rows, so that it can be merged and paired again with others.
 
     What :func:`pair` found out stays known: a client by its SYN keeps an opening, one by a listener makes
-    the listener known. Other witnesses than the fullest keep their names, with no counts. Raises KeyError
-    where a column of :data:`COLUMNS` is missing.
+    the listener known; processes, pods and drops become facts again. Other witnesses than the fullest keep
+    their names, with no counts. Raises KeyError where a column of :data:`COLUMNS` is missing, ValueError
+    where `drops` is not as :func:`pair` writes it.
     """
     observers = tuple(Observer(name) for name in _witness_names(table))
     number = {observer.source: i for i, observer in enumerate(observers)}
@@ -260,13 +324,15 @@ def unpair(table: pd.DataFrame, coverage: Sequence[Coverage] = (), interval: int
         tuple(coverage),
         interval=interval,
         listeners=_known_listeners(table),
+        facts=_facts(table, out, number),
     )
 
 
 def _witness_names(table: pd.DataFrame) -> list[str]:
     sources = pd.unique(table["source"].astype(str)).tolist()
     further = [name for text in pd.unique(table["witnesses"].astype(str)) for name in text.split(";") if name]
-    return list(dict.fromkeys([*sources, *further]))
+    droppers = [name for text in table["drops"].dropna().unique() for name, _, _ in parse_drops(text)]
+    return list(dict.fromkeys([*sources, *further, *droppers]))
 
 
 def _codes(table: pd.DataFrame, column: str, number: dict[str, int]) -> Array:
@@ -364,3 +430,41 @@ def _known_listeners(table: pd.DataFrame) -> frozenset[Endpoint]:
     known = table[table["direction_by"].astype(str) == "listener"]
     ends = zip(known["server"].astype(str), known["protocol"].astype(str), known["server_port"], strict=True)
     return frozenset(Endpoint(parse_address(a), PROTOCOLS.index(p), int(port)) for a, p, port in set(ends))
+
+
+def _facts(table: pd.DataFrame, out: Rows, number: dict[str, int]) -> Facts:
+    """`out`: the client's rows, one for each flow."""
+    owned = table[["process", "pid", "pod"]].notna().any(axis=1).to_numpy() & (out["tunnel"] == 0)
+    dropped = np.flatnonzero(table["drops"].notna().to_numpy() & (out["tunnel"] == 0))
+    if not owned.any() and not len(dropped):
+        return Facts()
+    flow, drops = _dropped(table, dropped)
+    texts = {name: table[name][owned].astype(object).fillna("") for name in ("process", "pod")}
+    names = tuple(dict.fromkeys(["", *texts["process"], *texts["pod"], *(reason for _, reason, _ in drops)]))
+    index = {name: i for i, name in enumerate(names)}
+    owners = _like(out[owned], OWNER)
+    owners["pid"] = table["pid"][owned].fillna(0).to_numpy(np.uint32)
+    for column, values in texts.items():
+        owners[column] = values.map(index).to_numpy(np.uint32)
+    records = _like(out[flow], DROP)
+    records["observer"] = [number[observer] for observer, _, _ in drops]
+    records["reason"] = [index[reason] for _, reason, _ in drops]
+    records["packets"] = [packets for _, _, packets in drops]
+    for name in ("interval", "start", "end"):
+        records[name] = out[name][flow]
+    facts = Facts(names, owners, records)
+    return merge_facts([(facts, np.arange(len(number), dtype=np.uint32))])
+
+
+def _dropped(table: pd.DataFrame, flows: Indices) -> tuple[Indices, list[tuple[str, str, int]]]:
+    """(observer, reason, packets) of each drop that the table tells of, and its flow."""
+    parsed = [parse_drops(text) for text in table["drops"].iloc[flows]]
+    return np.repeat(flows, [len(drops) for drops in parsed]), [drop for drops in parsed for drop in drops]
+
+
+def _like(rows: Rows, dtype: np.dtype[np.void]) -> Rows:
+    """Records of another dtype with the rows' 5-tuples."""
+    records = np.zeros(len(rows), dtype)
+    for name in _OPPOSITE:
+        records[name] = rows[name]
+    return records

@@ -8,19 +8,19 @@ exchange.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from analyzer._grouping import ADDRESS, Array, Groups, group, pack
 from analyzer.capture import _reader
+from analyzer.facts import Facts, merge_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-ADDRESS = np.dtype("V16")
 NO_TIME = np.uint64(2**64 - 1)
 FRAGMENT_MAX_NS = np.uint64(60 * 10**9)
 
@@ -95,8 +95,6 @@ DIRECTION_UNKNOWN, DIRECTION_IN, DIRECTION_OUT = 0, 1, 2
 BY_IFINDEX = 0x80000000
 
 Rows = npt.NDArray[np.void]
-Array = npt.NDArray[Any]
-Indices = npt.NDArray[np.intp]
 
 
 def check_layout(layout: dict[str, int]) -> None:
@@ -118,7 +116,9 @@ check_layout(_reader.layout())
 
 
 class Observer(NamedTuple):
-    """Who counted a row: a capture file (or ``live``), and within it the interface where it names several."""
+    """Who counted a row: a capture file, or the node of a live capture; and within it the interface where it
+    names several.
+    """
 
     source: str
     interface: str = ""
@@ -132,7 +132,7 @@ class Observer(NamedTuple):
 
 @dataclass(frozen=True)
 class Coverage:
-    """The ledger of one source: every frame read is in exactly one of the counts from `flow` to `fragment`.
+    """The ledger of one source: every frame read is in exactly one of the counts that :data:`ENDINGS` names.
 
     `frames`: records read. `flow`: those that ended in a row. `not_ip`: ARP, STP and the like. `truncated`:
     the snaplen cut a header off. `malformed`: contradicts itself. `unsupported`: unknown link type.
@@ -140,6 +140,10 @@ class Coverage:
     kernel or the capturing program dropped, where the file says so.
     `inner_*`: packets inside tunnels, whose carriers are counted as `flow` all the same. `start`, `end`: ns
     since the epoch, 0 for none. `damage`: what is wrong with the file, and where; empty for a whole one.
+
+    Live only, 0 or empty for capture files: `overflow`, `inner_overflow`: seen, and no room in the flow
+    table. `other_bytes`: bytes, link header included, of the frames that ended in no row. `alerts_lost`:
+    alerts for which there was no room. `missing`: what could not be observed, in words, `; ` between.
     """
 
     source: str
@@ -158,21 +162,38 @@ class Coverage:
     inner_malformed: int = 0
     inner_fragment: int = 0
     damage: str = ""
+    overflow: int = 0
+    inner_overflow: int = 0
+    other_bytes: int = 0
+    alerts_lost: int = 0
+    missing: str = ""
 
     def accounted(self) -> int:
         """Frames by what became of them; equals `frames`, always."""
-        return self.flow + self.not_ip + self.truncated + self.malformed + self.unsupported + self.fragment
+        return sum(getattr(self, name) for name in ENDINGS)
 
     def plus(self, other: Coverage) -> Coverage:
         """The ledger of two parts of one source."""
         sums = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         starts = [c.start for c in (self, other) if c.start]
-        damage = "; ".join(sorted({c.damage for c in (self, other) if c.damage}))
         return Coverage(
-            self.source, start=min(starts, default=0), end=max(self.end, other.end), damage=damage, **sums
+            self.source,
+            start=min(starts, default=0),
+            end=max(self.end, other.end),
+            damage=_united(self.damage, other.damage),
+            missing=_united(self.missing, other.missing),
+            **sums,
         )
 
 
+def _united(one: str, other: str) -> str:
+    """What either says, each once, in one order whatever the order of adding."""
+    return "; ".join(sorted({clause for text in (one, other) for clause in text.split("; ") if clause}))
+
+
+#: what can become of a frame
+ENDINGS = ("flow", "not_ip", "truncated", "malformed", "unsupported", "fragment", "overflow")
+#: the fields that add up
 COUNTS = tuple(
     name for name, t in Coverage.__annotations__.items() if t == "int" and name not in ("start", "end")
 )
@@ -202,7 +223,7 @@ class OneWay:
 
     `rows`: shape (n,), dtype ROW, `interface` indexes `observers`. `fragments`: shape (m,), dtype FRAGMENT.
     `interval`: ns, 0 where the rows are not cut by time. `listeners`: end points known to listen, from other
-    sources than the rows.
+    sources than the rows. `facts`: what nodes know about flows beside their packets.
     """
 
     rows: Rows = field(default_factory=no_rows)
@@ -211,6 +232,7 @@ class OneWay:
     fragments: Rows = field(default_factory=no_fragments)
     interval: int = 0
     listeners: frozenset[Endpoint] = frozenset()
+    facts: Facts = field(default_factory=Facts)
 
     def settled(self) -> OneWay:
         """The same with nothing left open: later fragments without their first one go into the ledger."""
@@ -222,54 +244,6 @@ class OneWay:
             ledger = ledgers[source]
             ledgers[source] = replace(ledger, **{name: getattr(ledger, name) + int(row["packets"])})
         return replace(self, fragments=no_fragments(), coverage=tuple(ledgers.values()))
-
-
-_SEED = int.from_bytes(os.urandom(8), "little")
-
-
-def group(keys: npt.NDArray[np.uint8]) -> tuple[Indices, Indices]:
-    """Groups equal keys exactly. `keys`: C-contiguous, shape (n, width), width a multiple of 8.
-
-    Returns the group number of each key, in order of first appearance, and the first key of each group.
-    """
-    if not len(keys):
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    numbers, first = _reader.group(np.ascontiguousarray(keys).data, keys.shape[1], _SEED)
-    of, firsts = (np.frombuffer(memoryview(block), np.uint32).astype(np.intp) for block in (numbers, first))
-    return of, firsts
-
-
-def pack(*columns: Array) -> npt.NDArray[np.uint8]:
-    """Columns side by side as bytes, padded to whole words: keys for :func:`group`. Shape (n, width)."""
-    widths = [c.dtype.itemsize * (c.shape[1] if c.ndim > 1 else 1) for c in columns]
-    parts = [
-        np.ascontiguousarray(c).view(np.uint8).reshape(len(c), width)
-        for c, width in zip(columns, widths, strict=True)
-    ]
-    pad = -sum(p.shape[1] for p in parts) % 8
-    return np.concatenate([*parts, np.zeros((len(columns[0]), pad), np.uint8)], axis=1)
-
-
-def _as_bytes(column: Array) -> npt.NDArray[np.uint8]:
-    width = column.dtype.itemsize * int(np.prod(column.shape[1:]))
-    return np.ascontiguousarray(column).view(np.uint8).reshape(len(column), width)
-
-
-class Groups:
-    """Rows by group, for exact integer reductions. `numbers`: group of each row; `count`: how many groups,
-    none of them empty.
-    """
-
-    def __init__(self, numbers: Indices, count: int) -> None:
-        self.order = np.argsort(numbers, kind="stable")
-        self.starts = np.searchsorted(numbers[self.order], np.arange(count))
-
-    def reduce(self, function: np.ufunc, values: Array) -> Array:
-        """`function` over each group's values, in the values' dtype. Shape (count,)."""
-        if not len(self.starts):
-            return values[:0]
-        result: Array = function.reduceat(values[self.order], self.starts, dtype=values.dtype)
-        return result
 
 
 def _least_frame(groups: Groups, frames: npt.NDArray[np.uint64]) -> Array:
@@ -324,12 +298,18 @@ def merge(tables: Iterable[OneWay]) -> OneWay:
         fragments=fragments,
         interval=interval,
         listeners=frozenset().union(*(p.listeners for p in parts)),
+        facts=merge_facts([(p.facts, _new_numbers(p, observers)) for p in parts]),
     )
 
 
-def _renumbered(rows: Rows, part: OneWay, observers: Sequence[Observer]) -> Rows:
+def _new_numbers(part: OneWay, observers: Sequence[Observer]) -> npt.NDArray[np.uint32]:
+    """The number that each of a part's observers has among all."""
     numbers = {observer: i for i, observer in enumerate(observers)}
-    new = np.array([numbers[o] for o in part.observers], np.uint32)
+    return np.array([numbers[o] for o in part.observers], np.uint32)
+
+
+def _renumbered(rows: Rows, part: OneWay, observers: Sequence[Observer]) -> Rows:
+    new = _new_numbers(part, observers)
     if not len(rows) or np.array_equal(new, np.arange(len(new))):
         return rows
     rows = rows.copy()
@@ -361,7 +341,9 @@ def _join_fragments(fragments: Rows, interval: int) -> tuple[Rows, Rows]:
     numbers, first = group(
         pack(fragments.view(np.uint8).reshape(len(fragments), -1)[:, :80], fragments["id"])
     )
-    datagrams = [d for g in range(len(first)) for d in _datagrams(fragments[numbers == g])]
+    groups = Groups(numbers, len(first))
+    entries = np.split(fragments[groups.order], groups.starts[1:])
+    datagrams = [datagram for parts in entries for datagram in _datagrams(parts)]
     resolved = [_flow_rows(d, interval) for d in datagrams if d["has_first"].any()]
     unfinished = [_unfinished(d, interval) for d in datagrams]
     return np.concatenate([no_rows(), *resolved]), np.concatenate([no_fragments(), *unfinished])

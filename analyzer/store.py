@@ -1,8 +1,9 @@
-"""Flow tables in files, and what a list of inputs holds. Rule: the only room that reads and writes tables;
-it changes no value.
+"""Flow tables and one-way rows in files, and what a list of inputs holds. Rule: the only room that reads and
+writes tables; it changes no value.
 
-Parquet keeps types, the interval and the coverage ledger; CSV and JSON Lines keep the table. A file is
-written beside its place and renamed, so that no reader sees half of it.
+A flow table is for people and other programs: Parquet keeps types, the interval and the coverage ledger, CSV
+and JSON Lines keep the table. A part is one-way rows in Parquet, and loses nothing: it is what a live capture
+writes for each interval. A file is written beside its place and renamed, so that no reader sees half of it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,8 @@ import pandas as pd
 from analyzer import flows
 from analyzer.capture.offline import COMPRESSIONS, Progress, read_captures
 from analyzer.errors import CaptureError
-from analyzer.rows import Coverage, OneWay, merge
+from analyzer.facts import parse_drops
+from analyzer.rows import Coverage, Observer, OneWay, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +38,9 @@ _NUMBERS = {
     **dict.fromkeys(("packets_out", "packets_in", "bytes_out", "bytes_in", "first_frame"), "uint64"),
     "vni": "uint32",
 }
-_LIVE = ("process", "pid", "pod")
+_LIVE = ("process", "pid", "pod", "drops")
+_ROWS = "rows"  # what the notes of a part say that it is; those of a flow table say nothing
+_INTERVAL_LIMIT = 2**63  # ns
 _TIMES = ("start", "end")
 _CAPTURE_MAGICS = (
     b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
@@ -58,22 +63,26 @@ class FlowFile:
 def read_inputs(
     paths: Sequence[str | Path], *, interval: int = 0, progress: Progress = lambda _: None
 ) -> OneWay:
-    """Captures, flow files and folders of them, as one table of one-way rows. ``-`` is a capture on standard
-    input.
+    """Captures, flow files, parts of a live capture and folders of them, as one table of one-way rows. ``-``
+    is a capture on standard input.
 
     Raises CaptureError where one is missing or is neither, and where a folder holds none.
     """
     files = list(expand(paths))
-    tables = [path for path in files if _kind(path) in _READERS]
-    captures = [path for path in files if path not in tables]
-    parts = [read_flows(path) for path in tables]
+    tables = {path: _kind(path) in _READERS for path in files}
+    captures = [path for path in files if not tables[path]]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        parts = list(threads.map(read_flows, (path for path in files if tables[path])))
     if captures:
         parts.insert(0, read_captures(captures, interval=interval, progress=progress))
     return merge(parts)
 
 
 def expand(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """Files as they are, folders as the captures and flow files in them, by name; each file once."""
+    """Files as they are, folders as the captures, flow files and parts in them, by name; each file once.
+
+    What is hidden in a folder stays so: a part that is being written has such a name.
+    """
     seen: set[str] = set()
     for path in (found for given in paths for found in _files_of(_path(given))):
         # realpath, unlike resolve(), bears a loop of links
@@ -94,7 +103,8 @@ def _path(given: str | Path) -> Path:
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _kind(file)]
+    seen = (file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)))
+    files = [file for file in seen if file.is_file() and _kind(file)]
     if not files:
         raise CaptureError(
             "no capture and no flow file in this folder",
@@ -102,6 +112,10 @@ def _files_of(path: Path) -> list[Path]:
             next_step="give a folder with pcap, pcapng or Parquet files",
         )
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(name.startswith(".") for name in path.parts)
 
 
 def _kind(path: Path) -> str:
@@ -126,11 +140,35 @@ def _kind(path: Path) -> str:
 
 
 def read_flows(path: str | Path) -> OneWay:
-    """A flow file, taken apart into one-way rows so that it can be merged with captures and other flow
-    files.
+    """A flow file, taken apart into one-way rows so that it can be merged with captures and other flow files;
+    or a part of a live capture, which holds one-way rows as they are.
+
+    Raises CaptureError where it is neither.
     """
+    path = Path(path)
+    if _kind(path) == "parquet":
+        with _told(path):
+            part = _read_part(path)
+        if part is not None:
+            return part
     file = read_flow_file(path)
     return flows.unpair(file.table, file.coverage, file.interval)
+
+
+def read_rows(path: str | Path) -> OneWay:
+    """A part, as :func:`write_rows` wrote it. Raises CaptureError where it is none."""
+    path = Path(path)
+    part = None
+    if _kind(path) == "parquet":
+        with _told(path):
+            part = _read_part(path)
+    if part is None:
+        raise CaptureError(
+            "is not a part of a live capture",
+            where=str(path),
+            next_step="give what `rke2-flows capture -o` wrote",
+        )
+    return part
 
 
 #: what pandas and Arrow raise where a file is not what it claims to be
@@ -145,23 +183,32 @@ UNREADABLE = (
 )
 
 
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong in reading, told as CaptureError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise CaptureError(
+            f"cannot be read as a flow table: {error}",
+            where=str(path),
+            next_step="write it again with `rke2-flows flows`, or leave it out",
+        ) from error
+
+
 def read_flow_file(path: str | Path) -> FlowFile:
-    """A flow table from Parquet, CSV or JSON Lines. Raises CaptureError where it is none."""
+    """A flow table from Parquet, CSV or JSON Lines. Raises CaptureError where it is none, and for a part of a
+    live capture, whose rows have no client and server yet.
+    """
     path = Path(path)
     reader = _READERS.get(_kind(path))
     if reader is None:
         raise CaptureError(
             "is not a flow file", where=str(path), next_step="give what `rke2-flows flows -o` wrote"
         )
-    try:
+    with _told(path):
         file = reader(path)
         _check(file.table)
-    except UNREADABLE as error:
-        raise CaptureError(
-            f"cannot be read as a flow table: {error}",
-            where=str(path),
-            next_step="write it again with `rke2-flows flows`",
-        ) from error
     return file
 
 
@@ -173,6 +220,8 @@ def _check(table: pd.DataFrame) -> None:
         wrong = set(table[column].astype(str)) - set(known)
         if wrong:
             raise ValueError(f"{column} {min(wrong)!r} is not known")
+    for text in table["drops"].dropna().unique():
+        parse_drops(text)
 
 
 def _check_address(column: str, text: str) -> None:
@@ -185,20 +234,56 @@ def _check_address(column: str, text: str) -> None:
 
 
 def _read_parquet(path: Path) -> FlowFile:
+    with _opened(path) as (file, notes):
+        if notes.get("kind") == _ROWS:
+            raise ValueError("it is a part of a live capture; `rke2-flows flows` makes a flow table of parts")
+        return FlowFile(_typed(file.read().to_pandas()), _ledgers(notes), _interval(notes))
+
+
+def _read_part(path: Path) -> OneWay | None:
+    """None where it is a flow table."""
+    from analyzer import _parts  # noqa: PLC0415  see _opened
+
+    with _opened(path) as (file, notes):
+        if notes.get("kind") != _ROWS:
+            return None
+        observers = tuple(Observer(*(_text(name) for name in names)) for names in notes["observers"])
+        return _parts.from_arrow(file.read(use_threads=False), observers, _ledgers(notes), _interval(notes))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A Parquet file, and what it says of itself: nothing where others wrote it."""
     import pyarrow.parquet as pq  # noqa: PLC0415  a third of a second, and only for Parquet
 
-    table = pq.read_table(path)
-    notes = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    if notes.get("schema", SCHEMA) > SCHEMA:
-        raise ValueError(f"it has schema {notes['schema']}, this version reads up to {SCHEMA}")
-    coverage = tuple(_ledger(ledger) for ledger in notes.get("coverage", []))
-    return FlowFile(_typed(table.to_pandas()), coverage, int(notes.get("interval", 0)))
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        notes: dict[str, Any] = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+        if notes.get("schema", SCHEMA) > SCHEMA:
+            raise ValueError(f"it has schema {notes['schema']}, this version reads up to {SCHEMA}")
+        yield file, notes
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"it names {value!r} as an observer")
+    return value
+
+
+def _interval(notes: dict[str, Any]) -> int:
+    interval = int(notes.get("interval", 0))
+    if not 0 <= interval < _INTERVAL_LIMIT:
+        raise ValueError(f"its interval of {interval} ns is none")
+    return interval
+
+
+def _ledgers(notes: dict[str, Any]) -> tuple[Coverage, ...]:
+    return tuple(_ledger(ledger) for ledger in notes.get("coverage", []))
 
 
 def _ledger(fields: dict[str, str | int]) -> Coverage:
     texts = [name for name, value in fields.items() if isinstance(value, str)]
     numbers = [value for value in fields.values() if isinstance(value, int) and value >= 0]
-    if not set(texts) <= {"source", "damage"} or len(texts) + len(numbers) != len(fields):
+    if not set(texts) <= {"source", "damage", "missing"} or len(texts) + len(numbers) != len(fields):
         raise ValueError("its coverage ledger holds what is no count")
     return Coverage(**fields)  # type: ignore[arg-type]
 
@@ -214,6 +299,7 @@ def _read_jsonl(path: Path) -> FlowFile:
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.assign(**{name: None for name in _LIVE if name not in table})  # older than live capture
     missing = [name for name in flows.COLUMNS if name not in table]
     if missing:
         raise ValueError(f"it lacks the columns {', '.join(missing)}")
@@ -270,6 +356,35 @@ def write_flows(
         )
     with replacing(path) as beside:
         WRITERS[suffix](table, beside, FlowFile(table, tuple(coverage), interval))
+
+
+def write_rows(one_way: OneWay, path: str | Path) -> None:
+    """Writes one-way rows as a part, Parquet whatever the suffix; :func:`read_rows` gives the same back.
+
+    Raises CaptureError where the place cannot be written.
+    """
+    import pyarrow.parquet as pq  # noqa: PLC0415  see _opened
+
+    from analyzer import _parts  # noqa: PLC0415  it imports Arrow too
+
+    notes = {
+        "schema": SCHEMA,
+        "kind": _ROWS,
+        "interval": one_way.interval,
+        "observers": one_way.observers,
+        "coverage": [asdict(ledger) for ledger in one_way.coverage],
+    }
+    table = _parts.to_arrow(one_way)
+    with replacing(path) as beside:
+        pq.write_table(
+            table.replace_schema_metadata({METADATA_KEY: json.dumps(notes).encode()}),
+            beside,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=_parts.DICTIONARY,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import frames as fr
@@ -21,6 +22,7 @@ from analyzer.analysis import Analysis
 from analyzer.cluster import Cluster, Node
 from analyzer.findings import (
     COLUMNS,
+    DROP_REASONS,
     KINDS,
     MANY_CLIENTS,
     SCAN_NODES,
@@ -252,6 +254,154 @@ def test_blocked_says_where_it_was_lost(name: str) -> None:
     assert words in advice
 
 
+def test_lost_between_two_nodes_names_both() -> None:
+    row = failed(AGENT, SERVER, source="agent-1", witnesses="agent-1")
+    live = tuple(replace(ledger(), source=name) for name in ("agent-1", "server-1"))
+    assert "between agent-1 and server-1" in only(found(row, coverage=live))["advice"]
+    assert "between" not in only(found(row, coverage=live[:1]))["advice"]
+
+
+@pytest.mark.parametrize("interface", ["", ":eth0", ":eth0:1"])
+@pytest.mark.parametrize("name", WITNESSES)
+def test_blocked_says_where_it_was_lost_live(name: str, interface: str) -> None:
+    """The sources of a live capture are nodes, and their interfaces where there are several."""
+    witnesses, files, words = WITNESSES[name]
+    nodes = ";".join(_live(w) + interface for w in witnesses.split(";"))
+    row = failed(AGENT, SERVER, source=nodes.split(";", maxsplit=1)[0], witnesses=nodes)
+    advice = only(found(row, coverage=tuple(replace(ledger(), source=_live(f)) for f in files)))["advice"]
+    assert ("It left" in advice) == bool(words)
+    assert words in advice
+
+
+def _live(file: str) -> str:
+    return file.removeprefix("x/").partition(".pcap")[0].partition("_any")[0]
+
+
+def test_a_node_whose_name_begins_with_anothers() -> None:
+    """`server-1-b` captured, `server-1` did not: nothing can be said of what came to server-1."""
+    nodes = (*CLUSTER.nodes, Node("server-1-b", "server", ("10.10.0.13",)))
+    row = failed(AGENT, SERVER, source="agent-1", witnesses="agent-1")
+    live = tuple(replace(ledger(), source=name) for name in ("agent-1", "server-1-b"))
+    assert "It left" not in only(found(row, coverage=live, cluster=replace(CLUSTER, nodes=nodes)))["advice"]
+
+
+@pytest.mark.parametrize("source", ["server-1", "server-1:eth0", "server-1:eth0:1"])
+@pytest.mark.parametrize("name", ENDINGS)
+def test_blocked_is_not_claimed_at_the_very_end_of_a_live_capture(name: str, source: str) -> None:
+    """Each node's end is its own: another one's, which went on, says nothing."""
+    row, blocked = ENDINGS[name]
+    live = (replace(ledger(), source="server-1"), replace(ledger(), source="server-2", end=LAST + 60 * NS))
+    assert (len(found(row | {"source": source}, coverage=live)) == 1) == blocked
+
+
+# ---- dropped by a kernel ----
+
+
+def dropped(text: str, port: int = 9345, **changes: Any) -> pd.Series:
+    row = failed(AGENT, SERVER, port, source="agent-1", witnesses="agent-1;server-1", drops=text, **changes)
+    live = tuple(replace(ledger(), source=name) for name in ("agent-1", "server-1"))
+    return only(found(row, coverage=live))
+
+
+def test_a_blocked_flow_names_who_dropped_it_and_why() -> None:
+    finding = dropped("server-1 NETFILTER_DROP 3")
+    assert (finding["kind"], finding["severity"], finding["port"]) == ("blocked", "high", 9345)
+    assert finding["title"].endswith(": 1 unanswered, 3 dropped by server-1 (NETFILTER_DROP)")
+    assert (
+        "server-1's kernel dropped 3 of its packets: NETFILTER_DROP, a firewall rule on" in finding["advice"]
+    )
+    assert "came to server-1" in finding["advice"]
+    assert finding["id"] == only(found(failed(AGENT, SERVER, 9345)))["id"]
+
+
+@pytest.mark.parametrize("reason", [*DROP_REASONS, "SOMETHING_NEW"])
+def test_every_reason_has_its_words(reason: str) -> None:
+    advice = dropped(f"server-1 {reason} 3")["advice"]
+    assert f"server-1's kernel dropped 3 of its packets: {reason}" in advice
+    assert "{" not in advice
+    assert (f"{reason}." in advice) == (reason == "SOMETHING_NEW")
+
+
+def test_reasons_are_the_kernels() -> None:
+    """Names that no kernel uses would never be seen; those of this one, where it publishes them."""
+    try:
+        published = Path("/sys/kernel/tracing/events/skb/kfree_skb/format").read_text("ascii")
+    except OSError:
+        pytest.skip("this kernel's reasons cannot be read: no tracefs, or not root")
+    assert [name for name in DROP_REASONS if f'"{name}"' not in published] == []
+
+
+def test_a_reason_by_itself_is_no_finding() -> None:
+    row = flow(AGENT, SERVER, drops="server-1 NETFILTER_DROP 3")
+    assert found(row).empty
+    assert (
+        "NETFILTER" not in only(found(flow(AGENT, SERVER, 2379, drops="server-1 NETFILTER_DROP 3")))["title"]
+    )
+
+
+def test_drops_of_one_finding_add_up_by_node_and_reason() -> None:
+    """An interface of a node is that node; the most first, three at most."""
+    texts = (
+        "server-1 NO_SOCKET 1; agent-1 TC_EGRESS 2",
+        "server-1:eth0 NO_SOCKET 4; server-1 A 1; server-1 B 1",
+    )
+    rows = [failed(AGENT, SERVER, client_port=n, drops=text) for n, text in enumerate(texts)]
+    title = only(found(*rows, failed(AGENT, SERVER, client_port=9)))["title"]
+    assert title.endswith(
+        "3 unanswered, 5 dropped by server-1 (NO_SOCKET), 2 dropped by agent-1 (TC_EGRESS), "
+        "1 dropped by server-1 (A)"
+    )
+
+
+def test_where_the_server_dropped_it_nothing_is_lost_between() -> None:
+    """Its kernel had it before the collector could see it, as with XDP."""
+    row = failed(AGENT, SERVER, source="agent-1", witnesses="agent-1", drops="server-1 XDP 3")
+    live = tuple(replace(ledger(), source=name) for name in ("agent-1", "server-1"))
+    advice = only(found(row, coverage=live))["advice"]
+    assert "never came" not in advice
+    assert "came to server-1" in advice
+
+
+def test_a_reset_that_was_taken_is_no_loss() -> None:
+    finding = dropped("server-1 NO_SOCKET 1; agent-1 TCP_RESET 1", outcome="refused", packets_in=1)
+    assert "NO_SOCKET" in finding["title"]
+    assert "TCP_RESET" not in finding["title"] + finding["advice"]
+
+
+def test_a_port_on_loopback_that_is_refused_is_still_no_fault() -> None:
+    finding = dropped("server-1 NO_SOCKET 1", 9099, outcome="refused")
+    assert (finding["severity"], "no" in finding["advice"]) == ("info", True)
+    assert "loopback" in finding["advice"]
+    assert "firewall rule" in dropped("server-1 NETFILTER_DROP 1", 9099)["advice"]
+
+
+# ---- by whom ----
+
+
+def by(process: str, pid: int | None = None, pod: str | None = None, **changes: Any) -> Flow:
+    return flow(AGENT, SERVER, 2379, process=process, pid=pid, pod=pod, **changes)
+
+
+BY_WHOM: dict[str, tuple[list[Flow], str]] = {
+    "one": ([by("curl", 123, "default/web")], ", by curl (pid 123, pod default/web)"),
+    "one, all its flows": ([by("curl", 1), by("curl", 1), flow(AGENT, SERVER, 2379)], ", by curl (pid 1)"),
+    "without a pid": ([by("curl")], ", by curl"),
+    "three": ([by("c", 1), by("b", 2), by("a", 3)], ", by a (pid 3), b (pid 2), c (pid 1)"),
+    "one that starts again and again": ([by("curl", n, "x/y") for n in range(1, 9)], ", by curl (pod x/y)"),
+    "many": ([by(f"p{n}", n) for n in range(1, 7)], ", by p1, p2, p3, 3 more"),
+    "nobody": ([flow(AGENT, SERVER, 2379)], "not for agent → server"),
+    "hostile": ([by("{x}\x1b[31m", 1)], ", by {x}\x1b[31m (pid 1)"),
+}
+
+
+@pytest.mark.parametrize("name", BY_WHOM)
+def test_by_whom(name: str) -> None:
+    rows, words = BY_WHOM[name]
+    finding = only(found(*rows))
+    assert finding["title"].endswith(words)
+    assert finding["id"] == only(found(flow(AGENT, SERVER, 2379)))["id"]
+
+
 # ---- exposure ----
 
 EXPOSURES: dict[str, tuple[int, str, str]] = {
@@ -443,6 +593,9 @@ BLIND = {
     "fragment": "low",
     "inner_truncated": "low",
     "inner_malformed": "low",
+    "overflow": "medium",
+    "inner_overflow": "low",
+    "alerts_lost": "low",
 }
 
 
@@ -462,7 +615,17 @@ def test_damage_and_emptiness_are_blind_spots() -> None:
 
 
 def test_no_blind_spot() -> None:
-    assert found(coverage=(ledger(), ledger(not_ip=50, inner_not_ip=3, inner_fragment=2))).empty
+    assert found(
+        coverage=(ledger(), ledger(not_ip=50, inner_not_ip=3, inner_fragment=2, other_bytes=9))
+    ).empty
+
+
+def test_what_a_node_could_not_observe_is_told() -> None:
+    missing = "who opens a connection: no tracefs; why packets were dropped: this kernel publishes no BTF"
+    finding = only(found(coverage=(ledger(missing=missing),)))
+    assert (finding["kind"], finding["severity"]) == ("blind-spot", "info")
+    assert finding["title"] == f"capture.pcap: not observed: {missing}"
+    assert finding["id"] == only(found(coverage=(ledger(missing="another"),)))["id"]
 
 
 def test_several_gaps_of_several_captures_are_told_apart() -> None:
@@ -551,7 +714,7 @@ def test_an_id_is_the_digest_of_what_it_is_about() -> None:
 @settings(max_examples=30, deadline=None)
 def test_ids_do_not_hang_on_order_times_or_counts(seed: int, more: int) -> None:
     first = found(*ALL_KINDS, coverage=(ledger(lost=1),))
-    assert set(first["kind"]) == set(KINDS)
+    assert set(first["kind"]) == set(KINDS) - {"listener"}
     assert first["id"].is_unique
     later = [
         row

@@ -355,6 +355,23 @@ def test_equal_inner_flows_of_two_networks_stay_apart() -> None:
 # ---- the table ----
 
 
+def test_two_nodes_that_saw_one_packet_saw_one_packet() -> None:
+    """Each row stands at its own time, and no two overlap; but both nodes watched all the while."""
+    asked = segment(A, S, SYN)
+    parts = [
+        fr.read(fr.pcap([Frame(asked, EPOCH + delay)], "ns"), source)
+        for source, delay in (("agent-1", 0), ("server-1", 20_000))
+    ]
+    live = [
+        replace(part, coverage=(replace(part.coverage[0], start=EPOCH - NS, end=EPOCH + NS),))
+        for part in parts
+    ]
+    for order in (live, live[::-1]):
+        table = pair(merge(order))
+        assert (table["packets_out"].tolist(), table["witnesses"].tolist()) == ([1], ["agent-1;server-1"])
+    assert pair(merge(parts))["packets_out"].tolist() == [2]  # two captures, the one after the other
+
+
 def test_columns_and_their_types() -> None:
     for table in (pair(OneWay()), flows_of(fr.talk(A, S)), flows_of([fr.arp()])):
         assert list(table) == list(COLUMNS)
@@ -374,7 +391,11 @@ def test_columns_and_their_types() -> None:
             "outer_client",
             "outcome",
             "direction_by",
+            "process",
+            "pod",
+            "drops",
         )
+        assert kinds["pid"] == "Int64"
         assert {kinds[name] for name in texts} == {"category"}
 
 

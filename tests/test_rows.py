@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from time import process_time
 from typing import TYPE_CHECKING
 
 import frames as fr
@@ -38,6 +39,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packets import ACK, ETHERNET, RAW, SLL2, SYN, TCP, UDP
 
+from analyzer._grouping import group
 from analyzer.capture.offline import read_capture, read_captures
 from analyzer.errors import CaptureError
 from analyzer.flows import pair
@@ -52,7 +54,6 @@ from analyzer.rows import (
     Endpoint,
     Observer,
     OneWay,
-    group,
     merge,
     sum_rows,
 )
@@ -472,9 +473,33 @@ def test_one_bad_file_of_several_is_the_one_named(tmp_path: Path) -> None:
 
 
 def test_ledgers_of_parts_add_up() -> None:
-    a = Coverage("x", start=5, end=9, frames=2, flow=2, damage="frame 3")
+    a = Coverage("x", start=5, end=9, frames=2, flow=2, damage="frame 3", overflow=0, alerts_lost=1)
     b = Coverage("x", start=0, end=0)
-    c = Coverage("x", start=3, end=4, frames=1, not_ip=1, lost=6)
+    c = Coverage(
+        "x", start=3, end=4, frames=3, not_ip=1, lost=6, overflow=2, inner_overflow=5, other_bytes=60
+    )
     total = reduce(Coverage.plus, (b, a, c))
-    assert total == Coverage("x", start=3, end=9, frames=3, flow=2, not_ip=1, lost=6, damage="frame 3")
+    assert total == Coverage(
+        "x", 3, 9, frames=5, flow=2, not_ip=1, lost=6, damage="frame 3", overflow=2, inner_overflow=5,
+        other_bytes=60, alerts_lost=1,
+    )  # fmt: skip
     assert total.accounted() == total.frames
+
+
+@given(st.permutations(range(3)), st.booleans())
+def test_words_of_ledgers_unite(order: list[int], left: bool) -> None:
+    """What several parts say stands once, whatever the order and grouping."""
+    words = ("why; who", "who", "")
+    x, y, z = (Coverage("x", missing=words[n], damage=words[n]) for n in order)
+    total = x.plus(y).plus(z) if left else x.plus(y.plus(z))
+    assert (total.missing, total.damage) == ("who; why", "who; why")
+
+
+def test_many_datagrams_are_joined_in_time() -> None:
+    """Fragments of one part wait for those of another: sorted, not searched for one by one."""
+    fragments = np.zeros(50_000, FRAGMENT)
+    fragments["id"], fragments["packets"], fragments["bytes"] = np.arange(50_000), 1, 100
+    part = OneWay(fragments=fragments, observers=(Observer("x"),), coverage=(Coverage("x"),))
+    begin = process_time()
+    assert len(merge([part, OneWay()]).fragments) == 50_000
+    assert process_time() - begin < 60

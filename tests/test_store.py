@@ -11,11 +11,13 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import frames as fr
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,13 +25,23 @@ import pytest
 from frames import EPOCH, NS, Frame, Interface, same_table, traffic
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from nodes import drop, owner, plain_facts, with_facts
 
 from analyzer.cluster import Cluster, Node
 from analyzer.errors import CaptureError
-from analyzer.flows import COLUMNS, pair
-from analyzer.rows import Coverage
+from analyzer.flows import COLUMNS, pair, parse_address
+from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge
 from analyzer.spec import load_spec
-from analyzer.store import METADATA_KEY, expand, read_flow_file, read_flows, read_inputs, write_flows
+from analyzer.store import (
+    METADATA_KEY,
+    expand,
+    read_flow_file,
+    read_flows,
+    read_inputs,
+    read_rows,
+    write_flows,
+    write_rows,
+)
 from analyzer.verdict import judge
 
 if TYPE_CHECKING:
@@ -95,7 +107,7 @@ def test_no_flows(suffix: str, tmp_path: Path) -> None:
 def test_live_columns(suffix: str, tmp_path: Path) -> None:
     rows = [
         fr.flow(AGENT[0], SERVER[0], process="kube-proxy", pid=4711, pod="kube-system/x"),
-        fr.flow(AGENT[0], SERVER[0], 9345),
+        fr.flow(AGENT[0], SERVER[0], 9345, drops="server-1 NETFILTER_DROP 3; agent-1 NO_SOCKET 1"),
     ]
     table = fr.table(rows)
     write_flows(table, tmp_path / f"x{suffix}")
@@ -103,6 +115,10 @@ def test_live_columns(suffix: str, tmp_path: Path) -> None:
     assert back["pid"].tolist() == [4711, pd.NA]
     assert back["process"].tolist()[0] == "kube-proxy"
     assert back["pod"].isna().tolist() == [False, True]
+    assert back["drops"].isna().tolist() == [True, False]
+    again = pair(read_flows(tmp_path / f"x{suffix}"))
+    for name in ("process", "pid", "pod", "drops"):
+        assert set(again[name].dropna()) == set(table[name].dropna())
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -351,14 +367,34 @@ def test_a_table_with_a_wrong_value(name: str, suffix: str, tmp_path: Path) -> N
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+LIVE_ONLY = ("process", "pid", "pod", "drops")
+
+
+@pytest.mark.parametrize("column", LIVE_ONLY)
+def test_a_table_from_before_live_capture(column: str, tmp_path: Path) -> None:
+    some().drop(columns=column).to_parquet(tmp_path / "x.parquet")
+    table = pair(read_flows(tmp_path / "x.parquet"))
+    assert len(table) == len(some())
+    assert table[column].isna().all()
+
+
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name not in LIVE_ONLY])
 def test_a_table_that_lacks_a_column(column: str, tmp_path: Path) -> None:
     some().drop(columns=column).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(CaptureError, match=f"it lacks the columns {column}"):
         read_flows(tmp_path / "x.parquet")
 
 
+def test_a_table_with_wrong_drops(tmp_path: Path) -> None:
+    write_flows(some().assign(drops="server-1 NETFILTER_DROP many"), tmp_path / "x.csv")
+    with pytest.raises(
+        CaptureError, match=r"drops 'server-1 NETFILTER_DROP many' is not a node, a reason and"
+    ):
+        read_flows(tmp_path / "x.csv")
+
+
 NOTES: dict[str, tuple[Any, str]] = {
+    "an interval before all": ({"interval": -1}, "its interval of -1 ns is none"),
     "of a later version": ({"schema": 99}, "it has schema 99, this version reads up to 1"),
     "no notes": ([], "cannot be read"),
     "a ledger without a name": ({"coverage": [{"frames": 1}]}, "source"),
@@ -468,3 +504,303 @@ def test_interfaces_survive_a_file(tmp_path: Path) -> None:
     for suffix in FORMATS:
         write_flows(table, tmp_path / f"x{suffix}")
         same_table(pair(read_flows(tmp_path / f"x{suffix}")), table)
+
+
+# ---- parts of a live capture ----
+
+
+def same_rows(one: OneWay, other: OneWay) -> None:
+    """Up to the order of records and the numbers of names and observers."""
+    assert fr.plain(one) == fr.plain(other)
+    assert fr.ledgers(one) == fr.ledgers(other)
+    assert plain_facts(one) == plain_facts(other)
+    assert (one.listeners, one.interval) == (other.listeners, other.interval)
+    waiting = [name for name in one.fragments.dtype.names or () if name != "interface"]
+    kept = [
+        sorted((o.observers[f["interface"]], *(f[name].tolist() for name in waiting)) for f in o.fragments)
+        for o in (one, other)
+    ]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("kind", fr.FILES)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_part_is_read_as_it_was_written(kind: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Fragments that still wait for their first one too."""
+    path = tmp_path_factory.mktemp("part") / "x.parquet"
+    interval = data.draw(st.sampled_from((0, NS)))
+    one_way = merge(
+        [data.draw(with_facts(fr.read(fr.FILES[kind](data.draw(traffic())), "a\x1b", interval)))] * 2
+    )
+    write_rows(one_way, path)
+    back = read_rows(path)
+    same_rows(back, one_way)
+    assert back.observers == one_way.observers
+    assert np.array_equal(back.rows, one_way.rows)
+    assert np.array_equal(back.fragments, one_way.fragments)
+    same_rows(read_flows(path), one_way)
+    same_table(pair(read_inputs([path]).settled()), pair(one_way.settled()))
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_parts_make_the_whole(data: st.DataObject, tmp_path_factory: Any) -> None:
+    """One capture, cut, each part written; the folder read is the capture read."""
+    folder = tmp_path_factory.mktemp("parts")
+    frames = data.draw(traffic())
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(frames)), max_size=4)))
+    bounds = list(zip([0, *cuts], [*cuts, len(frames)], strict=True))
+    parts = [
+        data.draw(with_facts(fr.shifted(fr.read(fr.pcap(frames[a:b], "ns"), "server-1", NS), a)))
+        for a, b in bounds
+    ]
+    for n, part in enumerate(parts):
+        write_rows(part, folder / f"server-1-{n}.parquet")
+    same_rows(
+        read_inputs([folder]), merge([*parts, OneWay()])
+    )  # merged with nothing: drops drawn twice add up
+    whole = fr.read(fr.pcap(frames, "ns"), "server-1", NS)
+    assert fr.plain(read_inputs([folder])) == fr.plain(whole)
+    assert fr.ledgers(read_inputs([folder])) == fr.ledgers(whole)
+
+
+FULL = Coverage(
+    "server-1", 5, 9, 7, 6, overflow=1, inner_overflow=2, other_bytes=99, alerts_lost=3, missing="why; é"
+)
+
+
+def a_part() -> OneWay:
+    """Of every record something."""
+    read = fr.read(fr.pcap(fr.timed([f for make in fr.CONVERSATIONS.values() for f in make(3)])), interval=NS)
+    lost = fr.read(fr.pcap(fr.timed(fr.fragments(AGENT, SERVER, 3000, 7)[1:])))
+    facts = [
+        replace(OneWay(), observers=(Observer("server-1"),), facts=f)
+        for f in (owner((*AGENT, *SERVER, 6), "curl", 7, "default/web"), drop((*AGENT, *SERVER, 6)))
+    ]
+    listening = OneWay(
+        listeners=frozenset(
+            {Endpoint(parse_address(SERVER[0]), 6, 6443), Endpoint(parse_address("fd00::1"), 17, 53)}
+        )
+    )
+    return merge([read, lost, *facts, listening, OneWay(coverage=(FULL,))])
+
+
+def test_a_part_keeps_everything(tmp_path: Path) -> None:
+    one_way = a_part()
+    assert len(one_way.fragments)
+    assert len(one_way.facts) == 2
+    write_rows(one_way, tmp_path / "x.parquet")
+    same_rows(read_rows(tmp_path / "x.parquet"), one_way)
+    write_rows(OneWay(), tmp_path / "empty.parquet")
+    same_rows(read_rows(tmp_path / "empty.parquet"), OneWay())
+
+
+def test_a_part_is_a_table_that_others_can_read(tmp_path: Path) -> None:
+    write_rows(a_part(), tmp_path / "x.parquet")
+    table = pq.read_table(tmp_path / "x.parquet").to_pandas()
+    assert set(table["record"]) == {"flow", "owner", "drop", "listener", "fragment"}
+    assert int(table[table["record"] == "flow"]["packets"].sum()) == int(a_part().rows["packets"].sum())
+    assert table[table["record"] == "owner"]["process"].tolist() == ["curl"]
+    assert table[table["record"] == "drop"]["reason"].tolist() == ["NETFILTER_DROP"]
+    assert table[table["record"] == "listener"]["process"].isna().all()
+
+
+def test_a_name_that_is_no_text_is_written(tmp_path: Path) -> None:
+    """A process may call itself any bytes."""
+    facts = owner((*AGENT, *SERVER, 6), b"\xff\xfex".decode("utf-8", "surrogateescape"), 7)
+    write_rows(OneWay(facts=facts), tmp_path / "x.parquet")
+    assert read_rows(tmp_path / "x.parquet").facts.names[1] == "??x"
+
+
+def test_parts_captures_and_tables_together(tmp_path: Path) -> None:
+    live = fr.read(fr.pcap(TALK), "agent-1")
+    write_rows(live, tmp_path / "agent-1-1.parquet")
+    write_flows(
+        pair(fr.read(fr.pcap(TALK), "server-1")), tmp_path / "server-1.parquet", (Coverage("server-1"),)
+    )
+    fr.save(tmp_path, "agent-2.pcap", fr.pcap([replace(f, time=f.time + 1000 * NS) for f in TALK]))
+    table = pair(read_inputs([tmp_path]))
+    assert table["witnesses"].tolist() == ["agent-1;agent-2.pcap;server-1"]
+    assert table["packets_out"].tolist() == [10]
+
+
+def test_what_is_hidden_is_not_read(tmp_path: Path) -> None:
+    """A part that is being written, and whatever a tool keeps in folders of its own."""
+    (tmp_path / ".cache").mkdir()
+    for name in ("x.parquet", ".x.parquet.abcd", ".cache/y.parquet"):
+        write_rows(a_part(), tmp_path / name)
+    assert [path.name for path in expand([tmp_path])] == ["x.parquet"]
+    assert len(list(expand([tmp_path / ".x.parquet.abcd"]))) == 1  # who names it gets it
+    hidden = tmp_path / ".hidden"
+    hidden.mkdir()
+    write_rows(a_part(), hidden / "z.parquet")
+    assert [path.name for path in expand([hidden])] == ["z.parquet"]
+
+
+def test_a_part_that_cannot_be_written(tmp_path: Path) -> None:
+    part = a_part()
+    write_rows(part, tmp_path / "x.parquet")
+    before = (tmp_path / "x.parquet").read_bytes()
+    with full_disk(), pytest.raises(CaptureError, match=r"x\.parquet: cannot be written: "):
+        write_rows(part, tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").read_bytes() == before
+    assert leftovers(tmp_path) == ["x.parquet"]
+    with pytest.raises(CaptureError, match="cannot be written: No such file"):
+        write_rows(part, tmp_path / "missing" / "x.parquet")
+
+
+def test_a_part_is_no_flow_table_and_a_flow_table_no_part(tmp_path: Path) -> None:
+    write_rows(a_part(), tmp_path / "part.parquet")
+    write_flows(some(), tmp_path / "table.parquet")
+    fr.save(tmp_path, "x.pcap", fr.pcap(TALK))
+    with pytest.raises(CaptureError, match=r"it is a part of a live capture; `rke2-flows flows` makes"):
+        read_flow_file(tmp_path / "part.parquet")
+    for name in ("table.parquet", "x.pcap", "missing"):
+        with pytest.raises(CaptureError, match="is not a part of a live capture"):
+            read_rows(tmp_path / name)
+
+
+def rewritten(path: Path, change: Any = lambda table: table, **notes: Any) -> Path:
+    """A part of which the table or the notes are others."""
+    write_rows(a_part(), path)
+    table = pq.read_table(path)
+    kept = json.loads(table.schema.metadata[METADATA_KEY])
+    changed = {name: value for name, value in (kept | notes).items() if value is not None}
+    table = change(table).replace_schema_metadata({METADATA_KEY: json.dumps(changed).encode()})
+    pq.write_table(table, path)
+    return path
+
+
+def with_column(name: str, values: Any) -> Any:
+    """`values`: of the old column as a list, the new one."""
+
+    def change(table: pa.Table) -> pa.Table:
+        made = values(table[name].to_pylist())
+        column = made if isinstance(made, pa.Array) else pa.array(made, table[name].type)
+        return table.set_column(table.column_names.index(name), name, column)
+
+    return change
+
+
+def first(value: Any) -> Any:
+    return lambda old: [value, *old[1:]]
+
+
+def of_record(kind: str, name: str, value: Any) -> Any:
+    """The value in all records of one kind."""
+
+    def change(table: pa.Table) -> pa.Table:
+        kinds = table["record"].to_pylist()
+        return with_column(
+            name, lambda old: [value if k == kind else o for k, o in zip(kinds, old, strict=True)]
+        )(table)
+
+    return change
+
+
+WRONG_PARTS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "of a later version": (None, {"schema": 2}, "it has schema 2, this version reads up to 1"),
+    "without observers": (None, {"observers": None}, "observers"),
+    "observers that are none": (None, {"observers": [[1, 2]]}, "it names 1 as an observer"),
+    "observers of another shape": (None, {"observers": [["a", "b", "c"]]}, "cannot be read"),
+    "too few observers": (None, {"observers": [["capture.pcap", ""]]}, "has observer 1, out of its range"),
+    "no observers": (None, {"observers": []}, "out of its range"),
+    "an interval that is none": (None, {"interval": -5}, "its interval of -5 ns is none"),
+    "a ledger that is none": (None, {"coverage": [{"source": "x", "frames": -1}]}, "holds what is no count"),
+    "fragments without a ledger": (None, {"coverage": []}, "fragments of a source that its coverage"),
+    "a record of another kind": (with_column("record", first("spell")), {}, "record 'spell' is not known"),
+    "no record": (lambda t: t.drop_columns("record"), {}, "it lacks the column record"),
+    "no packets": (lambda t: t.drop_columns("packets"), {}, "it lacks the column packets"),
+    "a missing count": (with_column("bytes", first(None)), {}, "bytes is missing where a record must"),
+    "counts of another type": (
+        with_column("packets", lambda old: pa.array(old, pa.int32())), {},
+        "packets is of type int32, not uint64",
+    ),
+    "addresses as text": (
+        with_column("src", lambda old: pa.array([None if o is None else "10.0.0.1" for o in old])), {},
+        "src is ",
+    ),
+    "short addresses": (
+        with_column("dst", lambda old: pa.array([o and o[:4] for o in old], pa.binary(4))), {},
+        "dst is of type fixed_size_binary[4], not fixed_size_binary[16]",
+    ),
+    "a schema that is none": (None, {"schema": "x"}, "cannot be read"),
+    "a tunnel that is none": (of_record("flow", "tunnel", 5), {}, "a flow has tunnel 5, out of its range"),
+    "a direction that is none": (of_record("flow", "direction", 3), {}, "a flow has direction 3, out of"),
+    "an observer that is none": (of_record("drop", "observer", 2**32 - 1), {}, "a drop has observer 4294967"),
+    "a time beyond all": (of_record("flow", "end", 2**63), {}, "a flow has end 9223372036854775808"),
+    "an end before its start": (of_record("flow", "start", 2**62), {}, "a flow ends before it starts"),
+    "a start beyond all": (of_record("drop", "start", 2**64 - 2), {}, "a drop ends before it starts"),
+    "an interval beyond all": (of_record("flow", "interval", 2**63), {}, "a flow has interval"),
+    "a fragment's time": (of_record("fragment", "time", 2**63), {}, "a fragment has time"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_PARTS)
+def test_a_part_with_a_wrong_value(name: str, tmp_path: Path) -> None:
+    change, notes, message = WRONG_PARTS[name]
+    path = rewritten(tmp_path / "x.parquet", change or (lambda table: table), **notes)
+    for read in (read_rows, read_flows, lambda path: read_inputs([path])):
+        with pytest.raises(CaptureError, match=r"x\.parquet: cannot be read as a flow table: ") as raised:
+            read(path)
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_rewritten_part_is_a_part(tmp_path: Path) -> None:
+    """Else the cases above would fail for another reason; records may stand in any order, and in several
+    pieces.
+    """
+    same_rows(read_rows(rewritten(tmp_path / "x.parquet")), a_part())
+
+    def turned(table: pa.Table) -> pa.Table:
+        return pa.concat_tables([table.slice(n, 1) for n in reversed(range(len(table)))])
+
+    back = read_rows(rewritten(tmp_path / "y.parquet", turned))
+    assert fr.plain(back) == fr.plain(a_part())
+    assert plain_facts(back) == plain_facts(a_part())
+    assert len(back.fragments) == len(a_part().fragments)
+
+
+def test_a_part_cut_anywhere(tmp_path: Path) -> None:
+    write_rows(a_part(), tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    for keep in [*range(4, len(content), 97), len(content) - 1]:
+        (tmp_path / "x.parquet").write_bytes(content[:keep])
+        with pytest.raises(CaptureError, match=r"x\.parquet: cannot be read as a flow table: ") as raised:
+            read_flows(tmp_path / "x.parquet")
+        assert "\n" not in str(raised.value)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_part_is_itself_or_one_line(data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Bytes turned over: CaptureError, or no difference, since pages bear checksums. What the footer says is
+    not among them; then what is read is at least a table that pairs.
+    """
+    path = tmp_path_factory.mktemp("damaged") / "x.parquet"
+    write_rows(a_part(), path)
+    content = bytearray(path.read_bytes())
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    places = data.draw(st.lists(st.integers(4, len(content) - 1), min_size=1, max_size=4))
+    for at in places:
+        content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with suppress(CaptureError):
+        read = read_flows(path)
+        pair(merge([read, read]).settled())
+        if max(places) < footer:
+            assert int(read.rows["packets"].sum()) == int(a_part().rows["packets"].sum())
+
+
+def test_many_parts_cost_what_they_hold(tmp_path: Path) -> None:
+    """500 parts: the reader's own cost is not felt. The limit is ten times what it takes."""
+    part = fr.read(fr.pcap(TALK), "server-1")
+    for n in range(500):
+        write_rows(part, tmp_path / f"{n}.parquet")
+    begin = time.process_time()
+    one_way = read_inputs([tmp_path])
+    assert time.process_time() - begin < 15
+    assert int(one_way.rows["packets"].sum()) == 500 * int(part.rows["packets"].sum())
+    assert one_way.coverage[0].frames == 500 * len(TALK)
