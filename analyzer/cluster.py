@@ -52,7 +52,7 @@ KINDS = (
 )
 """What can be at an address; ``Places.kind`` holds the index. Multicast includes IPv4 broadcast."""
 
-_SPECIAL = (
+SPECIAL = (
     ("multicast", "224.0.0.0/4"),
     ("multicast", "255.255.255.255/32"),
     ("multicast", "ff00::/8"),
@@ -145,12 +145,12 @@ class Cluster:
             if not self.nodes:
                 raise ClusterError("the cluster has no nodes", next_step="list them under 'nodes'")
             claims = _Claims()
-            for name, _, addresses in self._rows():
+            for name, _, addresses in self.rows():
                 claims.name(name, "")
                 for address in addresses:
                     claims.address(address, name, "")
 
-    def _rows(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    def rows(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Name, role and addresses of each member, in the order of ``members``."""
         yield from ((node.name, node.role, node.addresses) for node in self.nodes)
         yield from ((vip.name, vip.role, (vip.address,)) for vip in self.virtual_ips)
@@ -158,7 +158,7 @@ class Cluster:
     @property
     def members(self) -> tuple[str, ...]:
         """All names that can stand at an address: nodes first, then virtual IPs."""
-        return tuple(name for name, _, _ in self._rows())
+        return tuple(name for name, _, _ in self.rows())
 
     def places(self, addresses: Sequence[str]) -> Places:
         """What is at each address; meant for the distinct addresses of a flow table, which may be a
@@ -213,12 +213,12 @@ _Table: TypeAlias = tuple[NDArray[Any], NDArray[np.uint8]]
 @lru_cache(maxsize=8)
 def _index(cluster: Cluster) -> tuple[dict[bytes, int], NDArray[np.uint8], tuple[_Table, _Table]]:
     """Exact key → member, member → role mask, and the CIDRs of IPv4 and of IPv6 as segments."""
-    rows = list(cluster._rows())
+    rows = list(cluster.rows())
     exact = {_packed([text])[0]: index for index, (_, _, texts) in enumerate(rows) for text in texts}
     roles = np.array([ROLE_BITS[role] for _, role, _ in rows], np.uint8)
     pods = [*cluster.pod_cidrs, *(cidr for node in cluster.nodes for cidr in node.pod_cidrs)]
     named = [("pod", cidr) for cidr in pods] + [("service", cidr) for cidr in cluster.service_cidrs]
-    cidrs = [(KINDS.index(kind), ipaddress.ip_network(text)) for kind, text in (*_SPECIAL, *named)]
+    cidrs = [(KINDS.index(kind), ipaddress.ip_network(text)) for kind, text in (*SPECIAL, *named)]
     return exact, roles, (_segments(cidrs, 4), _segments(cidrs, 6))
 
 

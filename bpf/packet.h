@@ -131,6 +131,8 @@ struct packet {
     __u8 next;
     __u8 next_tunnel;
     __u8 reserved;
+    __u16 start;   /* where in the frame its IP header begins */
+    __u16 payload; /* where what TCP or UDP carries begins; 0 where that is not known */
 };
 _Static_assert(sizeof(struct packet) == 80 + 3 * 8 + 3 * 4 + 8 + 4, "packet");
 
@@ -496,6 +498,7 @@ static __always_inline int parse_tcp(struct cursor *c, struct packet *p)
     if (!h)
         return PARSED;
     p->tcp_flags = (__u16)((h[8] & 1) << 8 | h[9]);
+    p->payload = (__u16)(c->at - 14 + (h[8] >> 4) * 4);
     if (h[9] & TCP_SYN)
         p->events |= h[9] & TCP_ACK ? EVENT_SYN_ACK : EVENT_SYN;
     return PARSED;
@@ -508,6 +511,7 @@ static __always_inline int parse_udp(struct cursor *c, struct packet *p)
     if (result != PARSED)
         return result;
     skip(c, 4);
+    p->payload = (__u16)c->at;
     if (p->key.dst_port == PORT_VXLAN_LINUX || p->key.dst_port == PORT_VXLAN)
         find_vxlan(c, p);
     else if (p->key.dst_port == PORT_GENEVE)
@@ -613,6 +617,7 @@ static __always_inline int parse_ipv4(struct cursor *c, struct packet *p)
     length = be16(h + 2);
     if (h[0] >> 4 != 4 || header < 20 || (length && length < header))
         return MALFORMED;
+    p->start = (__u16)start;
     set_ipv4(p->key.src, h + 12);
     set_ipv4(p->key.dst, h + 16);
     p->key.protocol = h[9];
@@ -680,6 +685,7 @@ static __always_inline int parse_ipv6(struct cursor *c, struct packet *p)
         return lacking(c, 40);
     if (h[0] >> 4 != 6)
         return MALFORMED;
+    p->start = (__u16)start;
     __builtin_memcpy(p->key.src, h + 8, 16);
     __builtin_memcpy(p->key.dst, h + 24, 16);
     p->key.protocol = h[6];
