@@ -13,6 +13,7 @@ import pandas as pd
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.findings import find
 from analyzer.flows import PROTOCOL_NUMBERS, pair
+from analyzer.listeners import Listening, remark
 from analyzer.matrices import By, matrix
 from analyzer.rows import Coverage, OneWay
 from analyzer.spec import DEFAULT_SPEC, PORTED, PROTOCOLS, Spec, load_spec
@@ -20,6 +21,7 @@ from analyzer.store import read_inputs
 from analyzer.verdict import judge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -40,24 +42,27 @@ class Analysis:
     """What one run found out.
 
     `flows`: the judged flow table (:data:`analyzer.flows.COLUMNS` and :data:`analyzer.verdict.COLUMNS`).
-    `coverage`: a ledger for each source.
+    `coverage`: a ledger for each source. `sockets`: what nodes listen on, where that is known.
     """
 
     flows: pd.DataFrame
     cluster: Cluster
     spec: Spec
     coverage: tuple[Coverage, ...] = field(default_factory=tuple)
+    sockets: tuple[Listening, ...] = ()
 
     @classmethod
-    def of(cls, rows: OneWay, cluster: Cluster, spec: Spec) -> Analysis:
+    def of(cls, rows: OneWay, cluster: Cluster, spec: Spec, sockets: Iterable[Listening] = ()) -> Analysis:
         """Pairs and judges one-way rows."""
         whole = rows.settled()
-        return cls(judge(pair(whole, server_ports(spec)), cluster, spec), cluster, spec, whole.coverage)
+        flows = judge(pair(whole, server_ports(spec)), cluster, spec)
+        return cls(flows, cluster, spec, whole.coverage, tuple(sockets))
 
     @cached_property
     def findings(self) -> pd.DataFrame:
         """:data:`analyzer.findings.COLUMNS`, the gravest first."""
-        return find(self.flows, self.cluster, self.spec, self.coverage)
+        known = (self.flows, self.cluster, self.spec, self.coverage)
+        return find(*known, remark(*known, self.sockets) if self.sockets else ())
 
     def matrix(self, by: By = "role") -> pd.DataFrame:
         """See :func:`analyzer.matrices.matrix`."""

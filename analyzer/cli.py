@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyzer.analysis import Analysis
+    from analyzer.capture.live import Collector
+    from analyzer.cluster import Cluster
+    from analyzer.rows import OneWay
 
-NOTHING, FOUND, INPUT_FAULT, INTERRUPTED = 0, 1, 2, 130
+NOTHING, FOUND, INPUT_FAULT, UNABLE, INTERRUPTED = 0, 1, 2, 3, 130
 _UNITS = {"ns": 1, "us": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 
 EXIT_STATUS = """Exit status: 0 nothing at or above --fail-on, 1 findings at or above it, 2 the input or the
@@ -103,6 +106,16 @@ ClusterFile = Annotated[
         "--cluster",
         "-c",
         help="Cluster file: YAML, or the JSON of `kubectl get nodes -o json`.",
+        show_default=False,
+    ),
+]
+MaybeClusterFile = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        "-c",
+        help="Cluster file: YAML, or the JSON of `kubectl get nodes -o json`. Without it nodes and roles are "
+        "inferred from the flows.",
         show_default=False,
     ),
 ]
@@ -207,7 +220,7 @@ def _note_coverage(coverage: Any) -> None:
         parts = [
             f"{getattr(ledger, name)} {name.replace('_', ' ')}"
             for name in COUNTS
-            if name != "frames" and getattr(ledger, name)
+            if name not in ("frames", "other_bytes") and getattr(ledger, name)
         ]
         damage = f"; damaged: {ledger.damage}" if ledger.damage else ""
         console.note(
@@ -231,9 +244,17 @@ _FINDING_VIEW = ("severity", "kind", "title", "flows", "capture, frame", "id")
 )
 def check(
     inputs: Inputs,
-    cluster: ClusterFile,
+    cluster: MaybeClusterFile = None,
     spec: SpecName = "rke2-canal",
     output: Output = None,
+    listeners: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A node's listening sockets: what `rke2-flows listeners` wrote, or `ss -H -tulpn`; the "
+            "file's name begins with the node's. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
     json_file: Annotated[
         str | None,
         typer.Option(
@@ -253,21 +274,37 @@ def check(
     from analyzer import console
     from analyzer.analysis import Analysis
     from analyzer.cluster import load_cluster
+    from analyzer.listeners import read_listeners
     from analyzer.spec import load_spec
     from analyzer.store import read_inputs
 
-    nodes, rules = load_cluster(cluster), load_spec(spec)
+    rules = load_spec(spec)
+    nodes = load_cluster(cluster) if cluster else None
     with console.reading(inputs) as progress:
         rows = read_inputs(inputs, progress=progress)
-    analysis = Analysis.of(rows, nodes, rules)
+    nodes = nodes or _inferred(rows)
+    sockets = [read_listeners(path, nodes=nodes.members) for path in listeners or ()]
+    analysis = Analysis.of(rows, nodes, rules, sockets)
     if "-" not in (output, json_file):
         _print_analysis(analysis)
     _write_results(analysis, rows.interval, output, json_file, plots)
     raise typer.Exit(FOUND if _fails(analysis.findings, fail_on.value) else NOTHING)
 
 
+def _inferred(rows: OneWay) -> Cluster:
+    """The cluster that the flows show, and a line that says so."""
+    from analyzer import console
+    from analyzer.infer import infer
+
+    found = infer(rows)
+    console.say(f"no --cluster: inferred from the flows, {found}")
+    console.note("`rke2-flows cluster infer` writes it as a file to check and keep")
+    return found.to_cluster()
+
+
 def _print_analysis(analysis: Analysis) -> None:
     from analyzer import console
+    from analyzer.listeners import crossing
     from analyzer.report import summary
 
     for line in _head(analysis):
@@ -277,6 +314,9 @@ def _print_analysis(analysis: Analysis) -> None:
     console.say()
     console.show(_counts(summary(analysis)["scopes"], "scope"), "All flows, by scope")
     console.say()
+    if analysis.sockets:
+        console.show(crossing(analysis, analysis.sockets), "Documented, listening, observed")
+        console.say()
     findings = analysis.findings
     if findings.empty:
         console.say("No findings.")
@@ -552,6 +592,219 @@ def cluster_from_kubectl(
         beside.write_text(text, encoding="utf-8")
 
 
+@cluster_app.command("infer", epilog="Example:\n\n    rke2-flows cluster infer captures/ -o nodes.yaml")
+def cluster_infer(
+    inputs: Inputs,
+    name: Annotated[str, typer.Option(help="How the cluster is to be called.")] = "inferred",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the YAML here instead of to standard output.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Nodes, roles, tunnel ends and pod ranges as the flows show them: a cluster file to check, with why and
+    how sure beside each entry.
+    """
+    from analyzer import console
+    from analyzer.infer import infer
+    from analyzer.store import read_inputs, replacing
+
+    with console.reading(inputs) as progress:
+        found = infer(read_inputs(inputs, progress=progress))
+    if output is None:
+        print(found.to_yaml(name), end="")
+    else:
+        with replacing(output) as beside:
+            beside.write_text(found.to_yaml(name), encoding="utf-8")
+    console.note(str(found))
+
+
+# ---- listeners ----
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows listeners -o server-1.json
+
+    rke2-flows check captures/ --cluster nodes.yaml --listeners server-1.json --listeners agent-1.ss"""
+)
+def listeners(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the JSON here instead of to standard output.", show_default=False
+        ),
+    ] = None,
+    node: Annotated[
+        str, typer.Option(help="How this node is called in the cluster file.", show_default="the host name")
+    ] = "",
+) -> None:
+    """What this node listens on, and which process does, as JSON for `check --listeners`; root sees all."""
+    from analyzer.listeners import listening_here
+    from analyzer.store import replacing
+
+    text = listening_here(node).to_json()
+    if output is None:
+        print(text, end="")
+        return
+    with replacing(output) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+# ---- capture ----
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows capture --cluster nodes.yaml -o flows/
+
+    rke2-flows capture -i eth0 -i eth1 --duration 60s -o flows/
+
+    rke2-flows capture --cluster nodes.yaml --pcap alerts.pcapng -o flows/ && rke2-flows check flows/
+    --cluster nodes.yaml
+
+Ctrl-C or SIGTERM ends it, and nothing stays on the interfaces; SIGHUP reads the cluster and specification
+files again."""
+)
+def capture(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Write a Parquet part for each interval into this folder.")
+    ],
+    interface: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--interface",
+            "-i",
+            help="Watch this interface; may be given again. By default those with this node's addresses.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            "-c",
+            help="Cluster file. With it the kernel judges, and what is outside is told at once.",
+            show_default=False,
+        ),
+    ] = None,
+    spec: SpecName = "rke2-canal",
+    duration: Annotated[
+        str | None, typer.Option(help="End after so long, e.g. 60s.", show_default="until stopped")
+    ] = None,
+    interval: Annotated[str, typer.Option(help="How long one part is.")] = "10s",
+    pcap: Annotated[
+        Path | None,
+        typer.Option(help="Keep the first packet of each alert in this pcapng file.", show_default=False),
+    ] = None,
+    node: Annotated[
+        str,
+        typer.Option(
+            help="How to call this node.", show_default="as the cluster file does, else the host name"
+        ),
+    ] = "",
+    clsact: Annotated[
+        bool,
+        typer.Option(
+            "--clsact",
+            help="Attach by tc filters on clsact also where the kernel has tcx (Linux 6.6 and later).",
+        ),
+    ] = False,
+    flows: Annotated[
+        int,
+        typer.Option(help="Rows that the kernel's table holds; about 400 bytes each.", min=1024, max=1 << 24),
+    ] = 131072,
+) -> None:
+    """Record this node's flows with eBPF, and say at once what is outside the specification.
+
+    Needs root, BCC and kernel headers: `rke2-flows doctor` says what is missing. Alerts go to standard
+    output.
+    """
+    from analyzer.capture.live import Collector, Order
+    from analyzer.cluster import load_cluster
+    from analyzer.screen import ended, say_all, shown
+    from analyzer.spec import load_spec
+
+    order = Order(
+        output,
+        tuple(interface or ()),
+        cluster,
+        spec,
+        node,
+        _nanoseconds(interval),
+        _nanoseconds(duration),
+        flows,
+        pcap,
+        tcx=not clsact,
+    )
+    with shown(load_cluster(cluster) if cluster else None, load_spec(spec)) as teller:
+        collector = Collector(order, teller)
+        _obey_signals(collector)
+        collector.run()
+    say_all(ended(collector))
+    if cluster:
+        say_all([f"judge it with: rke2-flows check {output} --cluster {cluster}"])
+
+
+def _obey_signals(collector: Collector) -> None:
+    """Every end is an orderly one, also when who reads the output leaves: nothing must stay attached."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: collector.stop.set())
+    signal.signal(signal.SIGHUP, lambda *_: collector.reload.set())
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+# ---- doctor ----
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows doctor --cluster nodes.yaml
+
+    rke2-flows doctor --clean
+
+Exit status: 3 where live capture cannot run here."""
+)
+def doctor(
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", "-c", help="Cluster file: says which node this is.", show_default=False),
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what a killed capture left on the interfaces.")
+    ] = False,
+) -> None:
+    """Say whether live capture can run on this machine, and what to do where it cannot."""
+    import pandas as pd
+
+    from analyzer import console
+    from analyzer.cluster import load_cluster
+    from analyzer.doctor import examine
+
+    if clean:
+        _clean()
+        return
+    checks = list(examine(load_cluster(cluster) if cluster else None))
+    rows = [{"check": c.name, "state": c.state, "found": c.found, "what to do": c.next_step} for c in checks]
+    console.show(pd.DataFrame(rows))
+    raise typer.Exit(UNABLE if any(check.state == "missing" for check in checks) else NOTHING)
+
+
+def _clean() -> None:
+    from analyzer import console
+    from analyzer.capture import _tc
+
+    removed = _tc.remove_leftovers()
+    for left in removed:
+        console.say(f"removed {left.name} from {left.interface} ({left.direction})")
+    if not removed:
+        console.say("nothing to remove: no killed capture left anything")
+
+
 # ---- the edge ----
 
 
@@ -563,6 +816,9 @@ def main() -> NoReturn:
     """
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if sys.stderr is None:  # closed from the start: what is said must not go into the data
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process
+        os.dup2(sys.stderr.fileno(), 2)
     sys.exit(_run())
 
 
@@ -605,7 +861,12 @@ def _flush(status: int) -> int:
 
 
 def _unwritable(error: OSError) -> int:
-    """Files are opened and written where it can be said which one; what is left is standard output."""
+    """Files are opened and written where it can be said which one; what is left is standard output, but for
+    what nobody foresaw.
+    """
+    if error.filename is not None:
+        print(f"rke2-flows: {_printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return INPUT_FAULT
     print(f"rke2-flows: the output cannot be written: {error.strerror or error}", file=sys.stderr)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
     return INPUT_FAULT

@@ -31,6 +31,7 @@ STYLES = {
     "critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim",
     "allowed": "green", "wrong-pair": "red", "wrong-protocol": "red", "unlisted": "red", "not-judged": "dim",
     "refused": "yellow", "unreachable": "yellow", "unanswered": "yellow",
+    "ok": "green", "missing": "red", "limited": "yellow", "note": "dim",
 }  # fmt: skip
 BAR_FROM = 32 << 20  # bytes of input; less is read before a bar could be seen
 
