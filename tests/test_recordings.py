@@ -53,24 +53,35 @@ def _ends(flows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _verdicts(flows: pd.DataFrame) -> set[tuple[Row, str, str]]:
+def verdicts_of(flows: pd.DataFrame) -> set[tuple[Row, str, str]]:
     seen = _ends(flows[flows["scope"].isin(JUDGED) & flows["protocol"].isin(("tcp", "udp"))])
     rows: Any = seen.itertuples(index=False)
     return {((r.client, r.server, r.protocol, r.port), r.verdict, r.outcome) for r in rows}
 
 
-def _told(name: str) -> set[tuple[Row, str, str]]:
+def told_verdicts(truth: list[dict[str, Any]]) -> set[tuple[Row, str, str]]:
+    """What the truth says of each pair and port."""
     told = {
         ((r["client"], r["server"], r["protocol"], r["port"]), r["verdict"], r["outcome"])
-        for r in _truth(name)
+        for r in truth
         if r["finding"] != "scan"
     }
-    return told | {(row, "unlisted", "refused") for row in _scanned(name)}
+    scans = [row for row in truth if row["finding"] == "scan"]
+    scanned = {(r["client"], r["server"], r["protocol"], port) for r in scans for port in r["ports"]}
+    return told | {(row, "unlisted", "refused") for row in scanned}
 
 
-def _scanned(name: str) -> set[Row]:
-    scans = [row for row in _truth(name) if row["finding"] == "scan"]
-    return {(r["client"], r["server"], r["protocol"], port) for r in scans for port in r["ports"]}
+def findings_of(analysis: Analysis) -> Counter[tuple[str, ...]]:
+    """The analysis' findings by what tells them apart."""
+    rows: Any = analysis.findings.itertuples(index=False)
+    return Counter((f.kind, f.client, f.server, f.protocol, f.port) for f in rows)
+
+
+def told_findings(truth: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
+    """The truth's findings."""
+    return Counter(
+        (r["finding"], r["client"], r["server"], r["protocol"], r["port"]) for r in truth if r["finding"]
+    )
 
 
 def test_there_are_recordings() -> None:
@@ -83,23 +94,14 @@ def test_there_are_recordings() -> None:
 def test_every_flow_has_the_verdict_and_outcome_of_the_truth(
     name: str, analyses: dict[str, Analysis]
 ) -> None:
-    judged, told = _verdicts(analyses[name].flows), _told(name)
+    judged, told = verdicts_of(analyses[name].flows), told_verdicts(_truth(name))
     assert judged - told == set(), "said by the analysis, not by the truth"
     assert told - judged == set(), "said by the truth, not by the analysis"
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_findings_are_those_of_the_truth(name: str, analyses: dict[str, Analysis]) -> None:
-    found = Counter(
-        (f.kind, f.client, f.server, f.protocol, f.port)
-        for f in analyses[name].findings.itertuples(index=False)
-    )
-    told = Counter(
-        (r["finding"], r["client"], r["server"], r["protocol"], r["port"])
-        for r in _truth(name)
-        if r["finding"]
-    )
-    assert found == told
+    assert findings_of(analyses[name]) == told_findings(_truth(name))
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -145,6 +147,7 @@ def test_a_rule_taken_away_is_noticed(removed: str, analyses: dict[str, Analysis
     spec = load_spec()
     without = replace(spec, rules=tuple(rule for rule in spec.rules if rule.id != removed))
     assert any(
-        _verdicts(judge(analysis.flows[list(COLUMNS)], analysis.cluster, without)) != _told(name)
+        verdicts_of(judge(analysis.flows[list(COLUMNS)], analysis.cluster, without))
+        != told_verdicts(_truth(name))
         for name, analysis in analyses.items()
     )

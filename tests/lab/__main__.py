@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path  # noqa: TC003 - typer reads it at run time
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lab import cluster, recordings, scenarios
+from lab import cluster, live, plan, recordings, scenarios
 from lab.errors import LabError
 
 app = typer.Typer(
@@ -33,6 +34,24 @@ def record_all(
         size = sum(path.stat().st_size for path in folder.iterdir())
         typer.echo(f"{folder}: {size / 1000:.0f} kB in {time.monotonic() - started:.0f} s")
     recordings.write_overview(out)
+
+
+@app.command("live")
+def watch_live(
+    out: Annotated[Path, typer.Argument(help="The new folder that gets the parts of each node.")],
+    recording: Annotated[str, typer.Option(help="What happens; one of the recordings' names.")] = "offences",
+) -> None:
+    """Let a recording's scenarios happen with a live capture on each node, and show what was told at once."""
+    if recording not in recordings.RECORDINGS:
+        raise LabError(f"no recording {recording}; there are {', '.join(recordings.RECORDINGS)}")
+    if out.exists():
+        shutil.rmtree(out / "live", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    typer.echo(f"starting the cluster, and a live capture on each of {len(plan.NODES)} nodes: half a minute")
+    live.joint(recordings.RECORDINGS[recording], out)
+    for node in plan.NODES:
+        typer.echo(f"\n== {node} ==")
+        typer.echo((out / "live" / f"{node}.log").read_text(encoding="utf-8").rstrip())
 
 
 @app.command()

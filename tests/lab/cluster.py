@@ -66,6 +66,7 @@ class Lab:
         self.namespaces = self._topology.namespaces
         self._rooms: dict[str, room.Room] = {}
         self._prepared: set[str] = set()
+        self._wireguard: overlay.WireGuard | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         self._open = False
 
@@ -126,7 +127,8 @@ class Lab:
             authority, certificate = self.folder / "ca.pem", self.folder / f"{name}.pem"
             self._rooms[name] = room.start(self.children, name, self.namespaces[name], authority, certificate)
         if self.variant == "wireguard":
-            overlay.WireGuard(self.children, self.namespaces).build()
+            self._wireguard = overlay.WireGuard(self.children, self.namespaces)
+            self._wireguard.build()
         self._serve(scenarios.LISTENERS)
         for host in plan.NODES.values():
             faults.open_node_port(self.namespaces[host.name], "web-1")
@@ -147,6 +149,8 @@ class Lab:
                 self._rooms[host].order("close", port=port)
             for rule in scenario.refusals:
                 faults.refuse_client(self.namespaces[rule.server], rule.how, rule.client, rule.ports)
+            for client, server, port in scenario.losses:
+                faults.lose_between(self.namespaces["switch"], client, server, port)
             for host in scenario.mutes:
                 faults.mute_overlay(self.namespaces[host])
             if any(isinstance(item, Inner) and item.client == plan.OUTSIDE.name for item in scenario.items):
@@ -180,6 +184,15 @@ class Lab:
         if self.etcd.running:
             self.etcd.hold()
             time.sleep(0.2)
+
+    def silence(self) -> None:
+        """Nothing speaks by itself any more: neither etcd nor WireGuard. What they had open ends, without a
+        handshake.
+        """
+        self.etcd.end()
+        if self._wireguard is not None:
+            self._wireguard.end()
+        time.sleep(0.5)
 
     def _scenario(self, name: str) -> scenarios.Scenario:
         scenario = SCENARIOS.get(name)

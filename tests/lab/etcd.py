@@ -57,6 +57,11 @@ class Etcd:
         for name in plan.SERVERS:
             faults.release_etcd_peers(self._namespaces[name])
 
+    def end(self) -> None:
+        """The members end; call hold() before, or they look for each other on the way."""
+        self._children.end(*self._members.values())
+        self._members.clear()
+
     def write_and_read(self, client: str, server: str) -> None:
         """etcdctl on one server puts a key at another and reads it back."""
         key = f"/registry/leases/{client}"

@@ -37,6 +37,20 @@ def refuse_client(namespace: str, how: str, client: str, ports: tuple[int, ...])
     )
 
 
+def lose_between(namespace: str, client: str, server: str, port: int) -> None:
+    """What ``client`` sends to a TCP port of ``server`` goes into the switch, and never comes out."""
+    source, target = plan.addresses(client), plan.addresses(server)
+    match = f"tcp dport {port} drop;"
+    _load(
+        namespace,
+        f"lost-{client}-{server}",
+        f"chain forward {{ type filter hook forward priority filter; "
+        f"ip saddr {source[4]} ip daddr {target[4]} {match} "
+        f"ip6 saddr {source[6]} ip6 daddr {target[6]} {match} }}",
+        family="bridge",
+    )
+
+
 def mute_overlay(namespace: str) -> None:
     """VXLAN that this node sends never reaches its uplink."""
     _load(namespace, MUTE_OVERLAY, f"chain output {{ {_OUTPUT} udp dport {plan.VXLAN_PORT} drop; }}")
@@ -78,5 +92,5 @@ def open_node_port(namespace: str, pod: str) -> None:
     )
 
 
-def _load(namespace: str, table: str, body: str) -> None:
-    processes.call(namespace, ["nft", "-f", "-"], text=f"table inet {table} {{\n{body}\n}}\n")
+def _load(namespace: str, table: str, body: str, family: str = "inet") -> None:
+    processes.call(namespace, ["nft", "-f", "-"], text=f"table {family} {table} {{\n{body}\n}}\n")

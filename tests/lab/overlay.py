@@ -78,6 +78,7 @@ class WireGuard:
     def __init__(self, children: processes.Children, namespaces: dict[str, str]) -> None:
         self._children = children
         self._namespaces = namespaces
+        self._running: list[processes.Child] = []
         self._keys = {(name, family): os.urandom(32) for name in plan.NODES for family in FAMILIES}
 
     def build(self) -> None:
@@ -101,7 +102,13 @@ class WireGuard:
             ["unshare", "--mount", "--", "sh", "-c", script],
             environment={"LOG_LEVEL": "error"},
         )
+        self._running.append(child)
         return host, family, child
+
+    def end(self) -> None:
+        """The tunnels end, and so do their timers."""
+        self._children.end(*self._running)
+        self._running.clear()
 
     def _public_key(self, host: plan.Host, family: int) -> str:
         key = base64.b64encode(self._keys[host.name, family]).decode()

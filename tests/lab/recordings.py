@@ -101,14 +101,16 @@ OFFENCES = (
     "foreign-vxlan",
     "server-to-server-supervisor",
 )
-BROKEN = ("supervisor-dropped", "supervisor-rejected", "supervisor-refused")
+BROKEN = ("supervisor-dropped", "supervisor-lost", "supervisor-rejected", "supervisor-refused")
 TABLE = (
     Recording(
         "baseline", "A healthy cluster: nothing in it is outside the table, nothing is blocked.", (BASELINE,)
     ),
     Recording("offences", "Every offence at once, beside the baseline.", (BASELINE, *OFFENCES)),
     Recording(
-        "blocked", "Agents whose way to a supervisor is dropped, rejected and refused.", (BASELINE, *BROKEN)
+        "blocked",
+        "Agents whose way to a supervisor is dropped, lost, rejected and refused.",
+        (BASELINE, *BROKEN),
     ),
     Recording(
         "vxlan-answers-lost", "One node's VXLAN does not reach the wire.", (BASELINE, "vxlan-answers-lost")

@@ -117,6 +117,8 @@ class Scenario:
     closes: tuple[tuple[str, int], ...] = ()
     refusals: tuple[Refusal, ...] = ()
     mutes: tuple[str, ...] = ()
+    losses: tuple[tuple[str, str, int], ...] = ()
+    """(client, server, port) that the switch between them loses."""
     opens: tuple[tuple[str, str, str, int], ...] = ()
     """(client, action, server, port) to be done before anybody looks."""
     quiet: tuple[Quiet, ...] = ()
@@ -291,6 +293,12 @@ TABLE = (
         "a server drops what one agent sends to its supervisor",
         (Flow("agent-1", "server-2", "tcp", 9345, BLOCKED_UNANSWERED, ("connect",)),),
         refusals=(Refusal("server-2", faults.DROP_INPUT, "agent-1", (9345,)),),
+    ),
+    Scenario(
+        "supervisor-lost",
+        "what one agent sends to a server's supervisor leaves the agent, and is lost in the switch",
+        (Flow("agent-2", "server-1", "tcp", 9345, BLOCKED_UNANSWERED, ("connect",)),),
+        losses=(("agent-2", "server-1", 9345),),
     ),
     Scenario(
         "supervisor-rejected",
