@@ -7,6 +7,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 err = Console(stderr=True, highlight=False)
 
+LIVE_MARKS = ("<!-- live: made by `python -m bench live --into` -->", "<!-- live: end -->")
 TSHARK, TSHARK_FRAMES = "tshark conv,tcp", 200_000
 
 Frames = Annotated[int, typer.Option(min=2, help="frames in the capture")]
@@ -176,6 +178,30 @@ def memory(
     _print_table("Peak resident memory, MB, mapped files included", ["frames", "least", "most"], rows)
     print(f"{small:,} to {large:,} frames of the same {flows:,} flows: peak changes by {growth:+.1f} %.")
     _save(json_file, {"flows": flows, "peak_mb": peaks, "growth_percent": growth})
+
+
+@app.command()
+def live(
+    *,
+    rounds: Rounds = 3,
+    where: Where = None,
+    json_file: JsonFile = None,
+    into: Annotated[
+        Path | None, typer.Option(help="write the result into this document, between its two marks")
+    ] = None,
+) -> None:
+    """What a live capture costs in the kernel and in user space, and other programs beside it. Needs root."""
+    from bench import live as lv
+
+    with _workplace(where) as folder:
+        document = lv.measure(folder, rounds, _progress)
+    text = lv.markdown(document, datetime.now(UTC).date().isoformat())
+    print(text)
+    if into is not None:
+        before, _, rest = into.read_text(encoding="utf-8").partition(LIVE_MARKS[0])
+        _, _, after = rest.partition(LIVE_MARKS[1])
+        into.write_text(f"{before}{LIVE_MARKS[0]}\n\n{text}\n{LIVE_MARKS[1]}{after}", encoding="utf-8")
+    _save(json_file, document)
 
 
 def _progress(line: str) -> None:
