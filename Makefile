@@ -1,19 +1,22 @@
 # make demo      the main job, on the captures that are part of the project
+# make live      what live capture needs on this node (root): BCC, kernel headers; then `rke2-flows doctor`
 # make test      every check: style, types, tests (as root also eBPF and the lab's cluster)
 # make captures  record the captures again in the lab (root)
 # make lint      style and types alone
+# make lab       the lab's cluster with its offences, a live capture on each node, and the joint report (root)
 # make bench     speed and memory beside other flow meters; minutes, and gigabytes of temporary files
 
 PYTHON := /usr/bin/python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo-output
-C      := $(wildcard bpf/*.h bpf/*.c analyzer/capture/*.c analyzer/capture/*.h tests/bpf/*.c tests/fuzz/*.c tests/bench/*.c)
+LAB    := lab-output
+C      := $(wildcard bpf/*.h bpf/*.c analyzer/capture/*.c analyzer/capture/*.h tests/*.c tests/bpf/*.c tests/fuzz/*.c tests/bench/*.c)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint captures bench clean
+.PHONY: demo live test lint captures lab bench clean
 .DELETE_ON_ERROR:
 
 # --system-site-packages: BCC comes from the distribution, not from a package index
@@ -39,9 +42,15 @@ demo: .stamps/demo
 	@printf '\nFor each recording in captures/ there are now result.json, flows.parquet and the matrices\n'
 	@printf '(roles, nodes, rules; PNG and SVG) in %s/NAME/.\n' $(DEMO)
 
+live: .stamps/demo
+	deploy/packages.sh live
+	deploy/prepare-live.sh
+	$(BIN)/rke2-flows doctor
+
 test: .stamps/test lint
 	@if [ "$$(id -u)" = 0 ]; then deploy/prepare-live.sh; fi
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not alone" -n auto
+	$(BIN)/python -m pytest -m alone
 
 lint: .stamps/test
 	$(BIN)/ruff check .
@@ -52,8 +61,16 @@ lint: .stamps/test
 captures: .stamps/test
 	PYTHONPATH=tests $(BIN)/python -m lab record captures
 
+lab: .stamps/test
+	deploy/prepare-live.sh
+	PYTHONPATH=tests $(BIN)/python -m lab live $(LAB)
+	@printf '\n== all nodes ==\n'
+	$(BIN)/rke2-flows check $(LAB)/live --cluster $(LAB)/live/cluster.yaml --fail-on never \
+	    --json $(LAB)/result.json --plots $(LAB) -o $(LAB)/flows.parquet
+	@printf '\nThe parts of each node are in %s/live/NODE/, result.json, flows.parquet and the matrices in %s/.\n' $(LAB) $(LAB)
+
 bench: .stamps/test
 	PYTHONPATH=tests $(BIN)/python -m bench run
 
 clean:
-	rm -rf $(VENV) .stamps build *.egg-info $(DEMO) analyzer/capture/*.so
+	rm -rf $(VENV) .stamps build *.egg-info $(DEMO) $(LAB) analyzer/capture/*.so

@@ -1,13 +1,17 @@
 #!/bin/sh
 # Installs the Debian or Ubuntu packages that a part of the project needs, and says which. Does nothing where they are all there.
 #   demo  to build and run the offline analysis
+#   live  to capture live: BCC and kernel headers
 #   test  to run every test, eBPF and the lab's cluster included
 set -eu
 
-# Any headers serve the eBPF programs (see prepare-live.sh); Debian and Ubuntu name theirs differently.
+# The running kernel's headers where there are such; else any serve the eBPF programs (see prepare-live.sh), and Debian
+# and Ubuntu name theirs differently.
 headers() {
     arch=$(dpkg --print-architecture)
-    if [ "$(. /etc/os-release && echo "$ID")" = ubuntu ]; then
+    if apt-cache show "linux-headers-$(uname -r)" >/dev/null 2>&1; then
+        echo "linux-headers-$(uname -r)"
+    elif [ "$(. /etc/os-release && echo "$ID")" = ubuntu ]; then
         echo linux-headers-generic
     else
         echo "linux-headers-$arch"
@@ -15,15 +19,17 @@ headers() {
 }
 
 demo="python3 python3-venv python3-dev gcc libc6-dev make"
-test="$demo clang clang-format libclang-rt-dev tshark tcpdump nfdump softflowd ethtool
+live="$demo python3-bpfcc $(headers)"
+test="$live clang clang-format libclang-rt-dev tshark tcpdump nfdump softflowd ethtool
       iproute2 nftables openssl etcd-server etcd-client wireguard-go wireguard-tools
-      python3-bpfcc bpftool $(headers) zstd lz4"
+      bpftool iperf3 util-linux zstd lz4"
 
 case "${1:-}" in
 demo) wanted=$demo ;;
+live) wanted=$live ;;
 test) wanted=$test ;;
 *)
-    echo "usage: $0 demo|test" >&2
+    echo "usage: $0 demo|live|test" >&2
     exit 2
     ;;
 esac
