@@ -684,6 +684,8 @@ def _by(of: pd.DataFrame) -> str:
     if of.empty:
         return ""
     known = of[of["process"] != ""]
+    if known.empty:
+        return ""
     for columns in (["process", "pid", "pod"], ["process", "pod"]):
         owners = known[columns].drop_duplicates().sort_values(columns).to_dict("records")
         if len(owners) <= _MANY_OWNERS:
