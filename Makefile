@@ -37,9 +37,10 @@ demo: .stamps/demo
 	    printf '\n== %s ==\n' "$$name"; \
 	    mkdir -p $(DEMO)/$$name; \
 	    $(BIN)/rke2-flows check $$folder --cluster $$folder/cluster.yaml --fail-on never \
-	        --json $(DEMO)/$$name/result.json --plots $(DEMO)/$$name -o $(DEMO)/$$name/flows.parquet || exit; \
+	        --json $(DEMO)/$$name/result.json --html $(DEMO)/$$name/report.html \
+	        --plots $(DEMO)/$$name -o $(DEMO)/$$name/flows.parquet || exit; \
 	done
-	@printf '\nFor each recording in captures/ there are now result.json, flows.parquet and the matrices\n'
+	@printf '\nFor each recording in captures/ there are now report.html, result.json, flows.parquet and the matrices\n'
 	@printf '(roles, nodes, rules; PNG and SVG) in %s/NAME/.\n' $(DEMO)
 
 live: .stamps/demo
@@ -66,8 +67,8 @@ lab: .stamps/test
 	PYTHONPATH=tests $(BIN)/python -m lab live $(LAB)
 	@printf '\n== all nodes ==\n'
 	$(BIN)/rke2-flows check $(LAB)/live --cluster $(LAB)/live/cluster.yaml --fail-on never \
-	    --json $(LAB)/result.json --plots $(LAB) -o $(LAB)/flows.parquet
-	@printf '\nThe parts of each node are in %s/live/NODE/, result.json, flows.parquet and the matrices in %s/.\n' $(LAB) $(LAB)
+	    --json $(LAB)/result.json --html $(LAB)/report.html --plots $(LAB) -o $(LAB)/flows.parquet
+	@printf '\nThe parts of each node are in %s/live/NODE/, report.html, result.json, flows.parquet and the matrices in %s/.\n' $(LAB) $(LAB)
 
 bench: .stamps/test
 	PYTHONPATH=tests $(BIN)/python -m bench run

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from analyzer.analysis import Analysis
     from analyzer.capture.live import Collector
+    from analyzer.change import Change
     from analyzer.cluster import Cluster
+    from analyzer.documents import Document
+    from analyzer.gate import Gate
     from analyzer.rows import OneWay
 
 NOTHING, FOUND, INPUT_FAULT, UNABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -84,6 +87,7 @@ def _spec_names(incomplete: str) -> list[str]:
     return [name for name in shipped_specs() if name.startswith(incomplete)]
 
 
+FailAt = Annotated[FailOn, typer.Option(help="Exit with 1 where a finding is at least this severe.")]
 Inputs = Annotated[
     list[str],
     typer.Argument(
@@ -92,6 +96,7 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
+_RUN_HELP = "JSON document of `check --json` (.json), or a capture, a flow file or a folder of them."
 Captures = Annotated[
     list[str],
     typer.Argument(
@@ -230,15 +235,18 @@ def _note_coverage(coverage: Any) -> None:
 
 # ---- check ----
 
+_ACCEPTED_VIEW = ("until", "who", "reason", "severity", "title", "id")
 _FINDING_VIEW = ("severity", "kind", "title", "flows", "capture, frame", "id")
 
 
 @app.command(
     epilog=f"""Examples:
 
-    rke2-flows check captures/ --cluster nodes.yaml
+    rke2-flows check captures/ --cluster nodes.yaml --html report.html
 
     rke2-flows check day.parquet --cluster nodes.yaml --spec site.yaml --json result.json --fail-on medium
+
+    rke2-flows check flows/ -c nodes.yaml --baseline result.json --accept accept.yaml --junit junit.xml
 
 {EXIT_STATUS}"""
 )
@@ -261,12 +269,46 @@ def check(
             "--json", help="Write the JSON document here; - is standard output.", show_default=False
         ),
     ] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            "--html", help="Write the report, one HTML page, here; - is standard output.", show_default=False
+        ),
+    ] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Write matrices as PNG and SVG into this folder.", show_default=False)
     ] = None,
-    fail_on: Annotated[
-        FailOn, typer.Option(help="Exit with 1 where a finding is at least this severe.")
-    ] = FailOn.high,
+    fail_on: FailAt = FailOn.high,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON document of an earlier run: findings that it has, no less grave, are left out.",
+            show_default=False,
+        ),
+    ] = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML list of accepted findings: finding, reason, who, until. They are told apart, and do "
+            "not count for --fail-on until their day is over.",
+            show_default=False,
+        ),
+    ] = None,
+    accept_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a list of all open findings for --accept here, reasons to be filled in; - is "
+            "standard output.",
+            show_default=False,
+        ),
+    ] = None,
+    junit: Annotated[
+        str | None,
+        typer.Option(help="Write JUnit XML here, a suite for each kind of finding.", show_default=False),
+    ] = None,
+    sarif: Annotated[
+        str | None, typer.Option(help="Write a SARIF 2.1.0 log here.", show_default=False)
+    ] = None,
 ) -> None:
     """Judge the traffic against the port and role table: what is outside of it, what is blocked, what is
     exposed.
@@ -285,10 +327,56 @@ def check(
     nodes = nodes or _inferred(rows)
     sockets = [read_listeners(path, nodes=nodes.members) for path in listeners or ()]
     analysis = Analysis.of(rows, nodes, rules, sockets)
-    if "-" not in (output, json_file):
-        _print_analysis(analysis)
-    _write_results(analysis, rows.interval, output, json_file, plots)
-    raise typer.Exit(FOUND if _fails(analysis.findings, fail_on.value) else NOTHING)
+    gate = _gate(analysis, fail_on, baseline, accept)
+    texts = {"json": json_file, "html": html, "template": accept_template, "junit": junit, "sarif": sarif}
+    if "-" not in (output, *texts.values()):
+        _print_analysis(analysis, gate)
+    _write_tables(analysis, rows.interval, output, plots)
+    for name, path in texts.items():
+        if path:
+            _write_text(_text_of(name, analysis, gate), path)
+    raise typer.Exit(NOTHING if gate.failing.empty else FOUND)
+
+
+def _gate(analysis: Analysis, fail_on: FailOn, baseline: str | None, accept: str | None) -> Gate:
+    """Read before anything is printed, so that a fault in them leaves no half of an answer."""
+    from datetime import UTC, datetime
+
+    from analyzer.accept import load_accepted
+    from analyzer.documents import read_document
+    from analyzer.gate import decide
+
+    known = read_document(baseline) if baseline else None
+    accepted = load_accepted(accept) if accept else ()
+    today = datetime.now(UTC).date()
+    return decide(analysis.findings, today, fail_on=fail_on.value, baseline=known, accepted=accepted)
+
+
+def _text_of(name: str, analysis: Analysis, gate: Gate) -> str:
+    """One of the documents that `check` writes."""
+    from analyzer import accept, page, pipeline
+    from analyzer.report import document
+
+    makers = {
+        "json": lambda: json.dumps(document(analysis), indent=1) + "\n",
+        "html": lambda: page.render(analysis),
+        "template": lambda: accept.template(gate.of("open").to_dict("records")),
+        "junit": lambda: pipeline.junit(gate, document(analysis)),
+        "sarif": lambda: json.dumps(pipeline.sarif(gate, document(analysis)), indent=1) + "\n",
+    }
+    return makers[name]()
+
+
+def _write_text(text: str, path: str) -> None:
+    from analyzer import console
+    from analyzer.store import replacing
+
+    if path == "-":
+        print(text, end="")
+        return
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+    console.note(f"wrote {path}")
 
 
 def _inferred(rows: OneWay) -> Cluster:
@@ -302,7 +390,7 @@ def _inferred(rows: OneWay) -> Cluster:
     return found.to_cluster()
 
 
-def _print_analysis(analysis: Analysis) -> None:
+def _print_analysis(analysis: Analysis, gate: Gate) -> None:
     from analyzer import console
     from analyzer.listeners import crossing
     from analyzer.report import summary
@@ -317,9 +405,21 @@ def _print_analysis(analysis: Analysis) -> None:
     if analysis.sockets:
         console.show(crossing(analysis, analysis.sockets), "Documented, listening, observed")
         console.say()
-    findings = analysis.findings
+    _print_findings(gate)
+
+
+def _print_findings(gate: Gate) -> None:
+    from analyzer import console
+
+    findings, accepted = gate.of("open"), gate.of("accepted")
+    for note in gate.notes():
+        console.say(note)
+    if not accepted.empty:
+        console.say()
+        console.show(accepted[list(_ACCEPTED_VIEW)], f"Accepted ({len(accepted)})")
+        console.say()
     if findings.empty:
-        console.say("No findings.")
+        console.say("No new findings." if gate.baseline else "No findings.")
         return
     places = findings["evidence"].map(lambda found: f"{found[0]['source']} {found[0]['first_frame']}")
     console.show(
@@ -365,9 +465,7 @@ def _time(value: Any) -> str:
     return "unknown" if pd.isna(value) else value.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _write_results(
-    analysis: Analysis, interval: int, output: str | None, json_file: str | None, plots: Path | None
-) -> None:
+def _write_tables(analysis: Analysis, interval: int, output: str | None, plots: Path | None) -> None:
     from analyzer import console
     from analyzer.store import write_flows
 
@@ -375,26 +473,11 @@ def _write_results(
     if output:
         write_flows(analysis.flows, output, analysis.coverage, interval)
         written.append(output)
-    if json_file:
-        _write_json(analysis, json_file)
-        written.append(json_file)
     if plots:
         written += _write_plots(analysis, plots)
     for path in written:
         if path != "-":
             console.note(f"wrote {path}")
-
-
-def _write_json(analysis: Analysis, path: str) -> None:
-    from analyzer.report import document
-    from analyzer.store import replacing
-
-    text = json.dumps(document(analysis), indent=1)
-    if path == "-":
-        print(text)
-        return
-    with replacing(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_plots(analysis: Analysis, folder: Path) -> list[str]:
@@ -414,13 +497,100 @@ def _window(analysis: Analysis) -> str:
     return f"{_time(ledger['start'].min())} to {_time(ledger['end'].max())}"
 
 
-def _fails(findings: pd.DataFrame, fail_on: str) -> bool:
-    from analyzer.findings import SEVERITIES
+# ---- diff ----
 
-    if fail_on == FailOn.never.value:
-        return False
-    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-    return bool(findings["severity"].isin(grave).any())
+_PAIR_VIEW = ("change", "client", "server", "protocol", "port", "verdict",
+"packets_old", "packets_new", "times")  # fmt: skip
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows diff last-week.json today.json
+
+    rke2-flows diff last-week/ today/ --cluster nodes.yaml --fail-on medium
+
+Grown is what has more than --growth times as many packets or bytes a second, at least 100 packets and 1 a
+second, or 100 kB and 1 kB a second. What a shorter run may have missed is not said to be gone.
+
+Exit status: 0 no new finding at or above --fail-on, 1 new ones at or above it, 2 the input or the command
+line is at fault."""
+)
+def diff(
+    old: Annotated[str, typer.Argument(metavar="OLD", help=_RUN_HELP, show_default=False)],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The same of the later run.", show_default=False)],
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster", "-c", help="Cluster file, where OLD or NEW is no JSON document.", show_default=False
+        ),
+    ] = None,
+    spec: SpecName = "rke2-canal",
+    growth: Annotated[float, typer.Option(help="How many times as much is grown.", min=1.0)] = 2.0,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", help="Write the changes here; - is standard output.", show_default=False),
+    ] = None,
+    fail_on: FailAt = FailOn.high,
+) -> None:
+    """What changed between two runs: pairs and ports that are new, gone or grown, findings new and fixed."""
+    from analyzer.change import compare
+    from analyzer.gate import at_or_above
+
+    change = compare(_run_of(old, cluster, spec), _run_of(new, cluster, spec), growth)
+    if json_file != "-":
+        _print_change(change)
+    if json_file:
+        _write_text(json.dumps(change.to_dict(), indent=1) + "\n", json_file)
+    worse = change.findings[change.findings["change"] != "fixed"]
+    raise typer.Exit(FOUND if at_or_above(worse["severity"], fail_on.value).any() else NOTHING)
+
+
+def _run_of(path: str, cluster: str | None, spec: str) -> Document:
+    """A JSON document, or captures and flow files judged now."""
+    from analyzer import console
+    from analyzer.analysis import Analysis
+    from analyzer.cluster import load_cluster
+    from analyzer.documents import Document, read_document
+    from analyzer.report import document
+    from analyzer.spec import load_spec
+    from analyzer.store import read_inputs
+
+    if path.endswith(".json"):
+        return read_document(path)
+    if cluster is None:
+        raise typer.BadParameter(f"{path!r} is no JSON document: to judge it, --cluster is needed")
+    nodes, rules = load_cluster(cluster), load_spec(spec)
+    with console.reading([path]) as progress:
+        rows = read_inputs([path], progress=progress)
+    return Document.of(path, document(Analysis.of(rows, nodes, rules)))
+
+
+def _told_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
+    """How many times as much the grown are, and a word for the port of those with many."""
+    from analyzer.pairs import ICMP
+
+    factors = pairs[["packets_factor", "bytes_factor"]].max(axis=1).map("{:.1f}".format)
+    many = (pairs["port"] == 0) & ~pairs["protocol"].isin(ICMP)
+    return pairs.assign(
+        times=factors.where(pairs["change"] == "grown", ""),
+        port=pairs["port"].astype(object).where(~many, "(many)"),
+    )
+
+
+def _print_change(change: Change) -> None:
+    from analyzer import console
+
+    for note in change.notes:
+        console.say(f"note: {note}")
+    if change.pairs.empty and change.findings.empty:
+        console.say("Nothing changed.")
+        return
+    pairs = _told_pairs(change.pairs)
+    for table, title in ((pairs[list(_PAIR_VIEW)], "Pairs and ports"), (change.findings, "Findings")):
+        if len(table):
+            console.show(table, f"{title} ({len(table)})")
+            console.say()
 
 
 # ---- matrix ----

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analyzer.pairs import pairs
 from analyzer.verdict import SCOPES, VERDICTS
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def document(analysis: Analysis) -> dict[str, Any]:
         "coverage": records(analysis.ledger),
         "summary": summary(analysis),
         "matrix": {by: records(analysis.matrix(by).reset_index()) for by in MATRICES},
+        "pairs": records(pairs(analysis.flows)),
         "findings": records(analysis.findings),
     }
 

@@ -22,7 +22,7 @@ demo="python3 python3-venv python3-dev gcc libc6-dev make"
 live="$demo python3-bpfcc $(headers)"
 test="$live clang clang-format libclang-rt-dev tshark tcpdump nfdump softflowd ethtool
       iproute2 nftables openssl etcd-server etcd-client wireguard-go wireguard-tools
-      bpftool iperf3 util-linux zstd lz4"
+      bpftool iperf3 util-linux chromium zstd lz4"
 
 case "${1:-}" in
 demo) wanted=$demo ;;

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from io import StringIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -87,7 +89,9 @@ def test_a_fault_of_the_input_is_one_line_and_status_2(name: str, tmp_path: Path
     "arguments",
     [
         ("flows",),
-        ("check", OFFENCES),
+        ("matrix", OFFENCES),
+        ("diff", BASELINE, OFFENCES),
+        ("capture",),
         ("flows", BASELINE, "--interval", "soon"),
         ("nothing",),
         ("--nothing",),
@@ -137,6 +141,7 @@ def test_every_output_says_the_same(tmp_path: Path) -> None:
         assert counted == {k: v["flows"] for k, v in document["summary"]["verdicts"].items() if v["flows"]}
     assert set(document) == {
         "schema",
+        "pairs",
         "spec",
         "cluster",
         "coverage",
@@ -247,3 +252,94 @@ def test_names_from_files_cannot_write_control_sequences(tmp_path: Path) -> None
     hostile.write_bytes((BASELINE / "agent-1.pcap").read_bytes())
     done = run("check", hostile, "--cluster", BASELINE / "cluster.yaml", "--fail-on", "never")
     assert b"\x1b" not in done.stdout + done.stderr
+
+
+# ---- for people, and for pipelines ----
+
+
+def test_the_report_is_one_page_that_asks_for_nothing(tmp_path: Path) -> None:
+    ok("check", OFFENCES, *CLUSTER, "--fail-on", "never", "--html", "report.html", cwd=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "agent-1 (agent) reached server-1 (server) on tcp/2379" in page
+    printed = ok("check", OFFENCES, *CLUSTER, "--fail-on", "never", "--html", "-", cwd=tmp_path)
+    assert printed == page
+
+
+def test_a_baseline_leaves_the_known_out(tmp_path: Path) -> None:
+    everything = ("check", OFFENCES, *CLUSTER)
+    ok(*everything, "--fail-on", "never", "--json", "known.json", cwd=tmp_path)
+    assert run(*everything, "--fail-on", "info", "--baseline", "known.json", cwd=tmp_path).returncode == 0
+    ok("check", BASELINE, *CLUSTER, "--json", "healthy.json", cwd=tmp_path)
+    done = run(*everything, "--baseline", "healthy.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert b"known" in done.stdout
+    assert b"tcp/30080" not in done.stdout, "the one finding of a healthy cluster"
+
+
+def test_accepted_findings_are_told_apart_and_do_not_count(tmp_path: Path) -> None:
+    everything = ("check", OFFENCES, *CLUSTER)
+    template = ok(*everything, "--fail-on", "never", "--accept-template", "-", cwd=tmp_path)
+    assert run(*everything, "--accept", save(tmp_path, template), cwd=tmp_path).returncode == 2
+    filled = re.sub(r"reason:.*", "reason: a test", re.sub(r"who:.*", "who: an engineer", template))
+    filled = re.sub(r"until:.*", "until: 2999-12-31", filled)
+    done = run(*everything, "--accept", save(tmp_path, filled), cwd=tmp_path)
+    assert (done.returncode, b"Accepted (" in done.stdout) == (0, True), done.stderr
+    expired = filled.replace("2999-12-31", "2020-01-01")
+    assert run(*everything, "--accept", save(tmp_path, expired), cwd=tmp_path).returncode == 1
+
+
+def save(folder: Path, text: str) -> Path:
+    path = folder / "accept.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_pipelines_get_their_formats(tmp_path: Path) -> None:
+    wanted = ("--junit", "junit.xml", "--sarif", "log.sarif", "--json", "r.json")
+    assert run("check", OFFENCES, *CLUSTER, *wanted, cwd=tmp_path).returncode == 1
+    findings = {f["id"] for f in json.loads((tmp_path / "r.json").read_text())["findings"]}
+    log = json.loads((tmp_path / "log.sarif").read_text())
+    told = {print_ for r in log["runs"][0]["results"] for print_ in r["partialFingerprints"].values()}
+    assert findings <= told
+    suites = ElementTree.fromstring((tmp_path / "junit.xml").read_bytes())  # noqa: S314  ours, just written
+    assert suites.tag == "testsuites"
+    assert len(suites.findall(".//failure")) > 0
+
+
+def test_diff_fails_on_what_is_new_and_on_nothing_else(tmp_path: Path) -> None:
+    for name, folder in (("old", BASELINE), ("new", OFFENCES)):
+        ok("check", folder, *CLUSTER, "--fail-on", "never", "--json", f"{name}.json", cwd=tmp_path)
+    worse = run("diff", "old.json", "new.json", cwd=tmp_path)
+    assert worse.returncode == 1
+    assert b"tcp/2379" in worse.stdout
+    better = run("diff", "new.json", "old.json", cwd=tmp_path)
+    assert better.returncode == 0
+    assert b"fixed" in better.stdout
+    assert ok("diff", "new.json", "new.json", cwd=tmp_path) == "Nothing changed.\n"
+    judged = run("diff", BASELINE, OFFENCES, *CLUSTER)
+    assert (judged.returncode, judged.stdout) == (1, worse.stdout)
+
+
+def test_without_a_cluster_file_the_cluster_is_inferred_and_said_so(tmp_path: Path) -> None:
+    done = run("check", BASELINE, cwd=tmp_path)
+    first = done.stdout.decode().splitlines()[0]
+    assert first.startswith("no --cluster: inferred from the flows")
+    ok("cluster", "infer", BASELINE, "-o", "nodes.yaml", cwd=tmp_path)
+    assert run("check", BASELINE, "--cluster", "nodes.yaml", cwd=tmp_path).returncode == 0
+
+
+def test_listening_sockets_are_set_beside_the_table(tmp_path: Path) -> None:
+    ok("listeners", "--node", "agent-1", "-o", "agent-1.json", cwd=tmp_path)
+    (tmp_path / "server-1.ss").write_text(
+        'tcp LISTEN 0 4096 0.0.0.0:6443 0.0.0.0:* users:(("kube-apiserver",pid=7,fd=3))\n'
+        "tcp LISTEN 0 128 0.0.0.0:2222 0.0.0.0:*\n"
+    )
+    done = run(
+        *("check", BASELINE, *CLUSTER, "--fail-on", "never"),
+        *("--listeners", "agent-1.json", "--listeners", "server-1.ss"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Documented, listening, observed" in done.stdout
+    assert b"tcp/2222" in done.stdout

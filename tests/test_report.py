@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import pytest
 from frames import Frame, traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nodes import drop, owner
 from packets import SYN
 
 from analyzer.analysis import Analysis, analyze
@@ -23,9 +24,9 @@ from analyzer.cluster import Cluster, Node, VirtualIP
 from analyzer.errors import AnalyzerError, CaptureError, ClusterError, SpecError
 from analyzer.findings import COLUMNS as FINDING
 from analyzer.report import SCHEMA, document
-from analyzer.rows import COUNTS, Coverage, merge
+from analyzer.rows import COUNTS, ENDINGS, Coverage, merge
 from analyzer.spec import load_spec
-from analyzer.store import read_flows, write_flows
+from analyzer.store import read_flows, write_flows, write_rows
 from analyzer.verdict import SCOPES, VERDICTS
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ CLUSTER = Cluster(
     ("10.43.0.0/16",),
 )
 SPEC = load_spec("rke2-canal")
-KEYS = {"schema", "analyzer", "spec", "cluster", "coverage", "summary", "matrix", "findings"}
+KEYS = {"schema", "analyzer", "spec", "cluster", "coverage", "summary", "matrix", "pairs", "findings"}
 
 
 def analysed(frames: list[Frame], **sources: list[Frame]) -> Analysis:
@@ -86,8 +87,7 @@ def test_the_document_says_what_the_tables_say(frames: list[Frame], more: list[F
     assert [f["flows"] for f in doc["findings"]] == findings["flows"].tolist()
     for ledger, read in zip(doc["coverage"], analysis.coverage, strict=True):
         assert {name: ledger[name] for name in COUNTS} == {name: getattr(read, name) for name in COUNTS}
-        reasons = ("flow", "not_ip", "truncated", "malformed", "unsupported", "fragment")
-        assert sum(ledger[name] for name in reasons) == ledger["frames"]
+        assert sum(ledger[name] for name in ENDINGS) == ledger["frames"]
     assert sum(ledger["frames"] for ledger in doc["coverage"]) == len(frames) + len(more)
 
 
@@ -220,3 +220,48 @@ def test_saved_parts_make_the_same_findings(frames: list[Frame], cut: int, tmp_p
     columns = ["id", "severity", "flows", "packets", "bytes"]
     pd.testing.assert_frame_equal(both.findings[columns], whole.findings[columns])
     assert both.coverage == whole.coverage
+
+
+def test_a_packet_that_a_node_dropped_is_in_the_document(tmp_path: Path) -> None:
+    """Two nodes capture live: the SYN came to server-1, whose firewall dropped it."""
+    joining = ("10.10.0.21", 40000), ("10.10.0.11", 9345)
+    asked = [Frame(fr.segment(*joining, SYN), fr.EPOCH + n * fr.NS) for n in range(3)]
+    for source, facts in (
+        ("agent-1", owner((*joining[0], *joining[1], 6), "rke2", 4711)),
+        ("server-1", drop((*joining[0], *joining[1], 6), packets=3)),
+    ):
+        write_rows(replace(fr.read(fr.pcap(asked), source), facts=facts), tmp_path / f"{source}.parquet")
+    analysis = analyze(tmp_path, cluster=CLUSTER, spec=SPEC)
+    (finding,) = (f for f in through_json(analysis)["findings"] if f["kind"] == "blocked")
+    assert (finding["client"], finding["server"], finding["port"]) == ("agent-1", "server-1", 9345)
+    assert "3 dropped by server-1 (NETFILTER_DROP), by rke2 (pid 4711)" in finding["title"]
+    assert "came to server-1" in finding["advice"]
+    assert finding["packets"] == 3
+
+
+def test_what_a_live_ledger_holds_is_in_the_document() -> None:
+    one_way = fr.read(fr.pcap(EVERYTHING), "server-1")
+    (ledger,) = one_way.coverage
+    live = replace(
+        ledger, frames=ledger.frames + 2, overflow=2, other_bytes=120, missing="why packets were dropped"
+    )
+    doc = through_json(Analysis.of(replace(one_way, coverage=(live,)), CLUSTER, SPEC))
+    assert {"overflow": 2, "other_bytes": 120, "missing": "why packets were dropped"}.items() <= doc[
+        "coverage"
+    ][0].items()
+    assert sum(doc["coverage"][0][name] for name in ENDINGS) == doc["coverage"][0]["frames"]
+    titles = [f["title"] for f in doc["findings"] if f["kind"] == "blind-spot"]
+    assert "server-1: not observed: why packets were dropped" in titles
+    assert any(title.startswith("server-1: 2 frames came when") for title in titles)
+
+
+@given(frames=traffic(), cut=st.integers(0, 60))
+@settings(max_examples=25, deadline=None)
+def test_written_parts_make_the_same_findings(frames: list[Frame], cut: int, tmp_path_factory: Any) -> None:
+    """Rows as they are lose nothing: fragments too find their first one in another part."""
+    folder = tmp_path_factory.mktemp("parts")
+    for n, part in enumerate((frames[:cut], frames[cut:])):
+        write_rows(fr.shifted(fr.read(fr.pcap(part)), cut * n), folder / f"{n}.parquet")
+    parts, whole = analyze(folder, cluster=CLUSTER, spec=SPEC), analysed(frames)
+    pd.testing.assert_frame_equal(parts.findings, whole.findings)
+    assert parts.coverage == whole.coverage

@@ -1,0 +1,1 @@
+"""The JSON Schema of the JSON document. Rule: data only; analyzer.documents reads it."""
