@@ -16,12 +16,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from analyzer.capture.offline import Progress
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -125,6 +131,20 @@ def reading(paths: Sequence[str | Path]) -> Iterator[Progress]:
     with Bar(*columns, console=err(), transient=True) as bar:
         task = bar.add_task("reading", total=total)
         yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over a number of things, told as (how many are done, how many there are): on a
+    terminal, from the first one on.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _, __: None
+        return
+    columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=err(), transient=True) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def _size(path: str | Path) -> int:

@@ -69,7 +69,7 @@ def read_inputs(
     Raises CaptureError where one is missing or is neither, and where a folder holds none.
     """
     files = list(expand(paths))
-    tables = {path: _kind(path) in _READERS for path in files}
+    tables = {path: kind_of(path) in FLOW_FILES for path in files}
     captures = [path for path in files if not tables[path]]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         parts = list(threads.map(read_flows, (path for path in files if tables[path])))
@@ -104,7 +104,7 @@ def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     seen = (file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)))
-    files = [file for file in seen if file.is_file() and _kind(file)]
+    files = [file for file in seen if file.is_file() and kind_of(file)]
     if not files:
         raise CaptureError(
             "no capture and no flow file in this folder",
@@ -118,7 +118,7 @@ def _is_hidden(path: Path) -> bool:
     return any(name.startswith(".") for name in path.parts)
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """`capture`, `parquet`, `csv` or `jsonl` by the file's first bytes; empty for anything else."""
     if str(path) == "-" or not path.is_file():
         return ""
@@ -146,7 +146,7 @@ def read_flows(path: str | Path) -> OneWay:
     Raises CaptureError where it is neither.
     """
     path = Path(path)
-    if _kind(path) == "parquet":
+    if kind_of(path) == "parquet":
         with _told(path):
             part = _read_part(path)
         if part is not None:
@@ -159,7 +159,7 @@ def read_rows(path: str | Path) -> OneWay:
     """A part, as :func:`write_rows` wrote it. Raises CaptureError where it is none."""
     path = Path(path)
     part = None
-    if _kind(path) == "parquet":
+    if kind_of(path) == "parquet":
         with _told(path):
             part = _read_part(path)
     if part is None:
@@ -201,7 +201,7 @@ def read_flow_file(path: str | Path) -> FlowFile:
     live capture, whose rows have no client and server yet.
     """
     path = Path(path)
-    reader = _READERS.get(_kind(path))
+    reader = FLOW_FILES.get(kind_of(path))
     if reader is None:
         raise CaptureError(
             "is not a flow file", where=str(path), next_step="give what `rke2-flows flows -o` wrote"
@@ -327,7 +327,7 @@ def _times(column: pd.Series) -> pd.Series:
     return times
 
 
-_READERS: dict[str, Callable[[Path], FlowFile]] = {
+FLOW_FILES: dict[str, Callable[[Path], FlowFile]] = {
     "parquet": _read_parquet,
     "csv": _read_csv,
     "jsonl": _read_jsonl,

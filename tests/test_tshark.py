@@ -51,7 +51,9 @@ NO_LEDGER = Coverage("")
 
 def _captures(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".log", ".md", ".yaml", ".json")
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix not in (".log", ".md", ".yaml", ".json", ".parquet")
     )
 
 

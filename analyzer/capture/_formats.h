@@ -78,6 +78,50 @@ static inline __u64 get64(const struct reader *r, const __u8 *p)
     return r->swapped ? __builtin_bswap64(value) : value;
 }
 
+/* ---- one frame, of any format ---- */
+
+enum block_type {
+    BLOCK_INTERFACE = 1,
+    BLOCK_PACKET = 2,
+    BLOCK_SIMPLE = 3,
+    BLOCK_STATISTICS = 5,
+    BLOCK_ENHANCED = 6,
+    BLOCK_SECTION = 0x0a0d0d0a,
+};
+
+/* The frame as an enhanced packet block in this machine's byte order; times are ns. */
+static void keep_frame(struct cut *cut, const struct frame *f, __u32 interface)
+{
+    __u64 time = f->time == FLOW_NO_TIME ? 0 : f->time, padded = (f->captured + 3) & ~3ULL;
+    __u32 total = (__u32)(padded + 32);
+    __u32 head[] = {BLOCK_ENHANCED,     total,         interface, (__u32)(time >> 32), (__u32)time,
+                    (__u32)f->captured, (__u32)f->wire};
+    __u8 *at = cut_keep(cut, f->time, total);
+
+    if (!at)
+        return;
+    memcpy(at, head, sizeof(head));
+    memcpy(at + sizeof(head), f->bytes, f->captured);
+    memset(at + sizeof(head) + f->captured, 0, padded - f->captured);
+    memcpy(at + sizeof(head) + padded, &total, sizeof(total));
+}
+
+/* `interface`: its number in this file, where that is not the frame's own. */
+static void read_frame(struct reader *r, const struct frame *f, __u32 interface)
+{
+    struct cut *cut = r->meter.cut;
+
+    if (cut)
+        cut_begin(cut, r->meter.ledger.frames + 1);
+    count_frame(&r->meter, f);
+    if (!cut)
+        return;
+    if (cut->taken)
+        keep_frame(cut, f, interface);
+    if (cut->no_memory)
+        r->meter.no_memory = true;
+}
+
 /* ---- pcap ---- */
 
 struct magic {
@@ -134,7 +178,7 @@ static void pcap_frame(struct reader *r, const __u8 *p, __u32 captured)
         f.interface = get32(r, p + 16) | BY_IFINDEX;
         f.direction = sll_direction(p[22]);
     }
-    count_frame(&r->meter, &f);
+    read_frame(r, &f, 0);
 }
 
 static size_t pcap_record(struct reader *r, const __u8 *p, size_t length)
@@ -155,15 +199,6 @@ static size_t pcap_record(struct reader *r, const __u8 *p, size_t length)
 }
 
 /* ---- pcapng ---- */
-
-enum block_type {
-    BLOCK_INTERFACE = 1,
-    BLOCK_PACKET = 2,
-    BLOCK_SIMPLE = 3,
-    BLOCK_STATISTICS = 5,
-    BLOCK_ENHANCED = 6,
-    BLOCK_SECTION = 0x0a0d0d0a,
-};
 
 enum option_code {
     OPTION_END = 0,
@@ -319,7 +354,7 @@ static void packet_of(struct reader *r, const struct interface *i, struct frame 
 {
     f.link = i->link;
     f.interface = (__u32)(i - r->interfaces);
-    count_frame(&r->meter, &f);
+    read_frame(r, &f, f.interface);
 }
 
 /* `head` bytes of fields, then the frame; captured and original length stand last among the fields. */

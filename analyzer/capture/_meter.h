@@ -6,6 +6,7 @@
 #ifndef RKE2_FLOWS_METER_H
 #define RKE2_FLOWS_METER_H
 
+#include "_cut.h"
 #include "_table.h"
 #include "packet.h"
 
@@ -47,7 +48,8 @@ struct meter {
     struct queue queue;
     struct fragment_row *fragments;
     struct ledger ledger;
-    __u64 interval; /* ns, 0 for none */
+    __u64 interval;  /* ns, 0 for none */
+    struct cut *cut; /* where frames are to be found again: then no row is counted */
     bool no_memory;
 };
 
@@ -64,6 +66,8 @@ static void meter_free(struct meter *m)
     table_free(&m->table);
     free(m->fragments);
     m->fragments = NULL;
+    cut_free(m->cut);
+    m->cut = NULL;
 }
 
 /* ---- one frame ---- */
@@ -82,8 +86,13 @@ static __u64 interval_of(const struct meter *m, __u64 time)
 
 static void count_packet(struct meter *m, const struct flow_key *key, const struct flow_counters *more)
 {
-    struct queued *one = &m->queue.at[m->queue.count++];
+    struct queued *one;
 
+    if (m->cut) {
+        cut_take(m->cut, key);
+        return;
+    }
+    one = &m->queue.at[m->queue.count++];
     one->key = *key;
     one->more = *more;
     one->interval = interval_of(m, more->start);
@@ -165,6 +174,8 @@ static struct fragment_row *fragment_find(struct meter *m, const struct flow_key
         give_up(m, oldest);
     *oldest = (struct fragment_row){.key = *key, .id = id, .used = 1};
     oldest->waiting.start = FLOW_NO_TIME;
+    if (m->cut)
+        cut_forget(m->cut, (size_t)(oldest - m->fragments));
     return oldest;
 }
 
@@ -184,7 +195,10 @@ static void resolve_waiting(struct meter *m, struct fragment_row *row)
 
     if (!row->waiting.packets)
         return;
-    count_packet(m, &key, &row->waiting);
+    if (m->cut)
+        cut_resolve(m->cut, (size_t)(row - m->fragments), &key);
+    else
+        count_packet(m, &key, &row->waiting);
     if (!row->key.tunnel)
         m->ledger.results[PARSED] += row->waiting.packets;
     row->waiting = (struct flow_counters){.start = FLOW_NO_TIME};
@@ -235,6 +249,8 @@ static bool count_fragment(struct meter *m, const struct packet *p, const struct
         count_packet(m, &key, more);
     } else {
         count(&row->waiting, more);
+        if (m->cut)
+            cut_wait(m->cut, (size_t)(row - m->fragments));
         counted = false;
     }
     if (row->has_first && row->expected && row->seen >= row->expected)

@@ -128,6 +128,86 @@ static PyObject *reader_consume(PyObject *self, PyObject *buffer)
     return r->meter.no_memory ? PyErr_NoMemory() : PyLong_FromSize_t(done);
 }
 
+/* A buffer of whole records of `size` bytes; the caller releases the view. */
+static int records_of(PyObject *buffer, Py_buffer *view, size_t size)
+{
+    if (PyObject_GetBuffer(buffer, view, PyBUF_SIMPLE))
+        return -1;
+    if (!((size_t)view->len % size))
+        return 0;
+    PyErr_Format(PyExc_ValueError, "records of %zu bytes, in a buffer of %zd", size, view->len);
+    PyBuffer_Release(view);
+    return -1;
+}
+
+static PyObject *reader_select(PyObject *self, PyObject *args)
+{
+    struct reader *r = reader_of(self);
+    PyObject *keys, *also;
+    Py_buffer of_keys, of_also;
+    unsigned long long limit;
+
+    if (!PyArg_ParseTuple(args, "OKO", &keys, &limit, &also) || !is_idle(self))
+        return NULL;
+    if (!r->meter.fragments || r->meter.ledger.frames || r->meter.cut) {
+        PyErr_SetString(PyExc_RuntimeError, "frames are selected once, before the first one is read");
+        return NULL;
+    }
+    if (records_of(keys, &of_keys, sizeof(struct flow_key)))
+        return NULL;
+    if (records_of(also, &of_also, sizeof(__u64))) {
+        PyBuffer_Release(&of_keys);
+        return NULL;
+    }
+    r->meter.cut = cut_new(of_keys.buf, (size_t)of_keys.len / sizeof(struct flow_key), of_also.buf,
+                           (size_t)of_also.len / sizeof(__u64), FRAGMENT_SETS * FRAGMENT_WAYS, r->meter.table.seed);
+    PyBuffer_Release(&of_keys);
+    PyBuffer_Release(&of_also);
+    if (!r->meter.cut)
+        return PyErr_NoMemory();
+    r->meter.cut->limit = limit;
+    Py_RETURN_NONE;
+}
+
+/* False, with an exception set, where there is no cut to ask. */
+static bool is_cut(PyObject *self)
+{
+    if (!is_idle(self))
+        return false;
+    if (!reader_of(self)->meter.cut)
+        PyErr_SetString(PyExc_RuntimeError, "nothing was selected");
+    return reader_of(self)->meter.cut;
+}
+
+static PyObject *block_of(struct bytes *bytes)
+{
+    PyObject *block = block_new(bytes->at, bytes->length);
+
+    *bytes = (struct bytes){0};
+    return block;
+}
+
+static PyObject *reader_take_cut(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    struct cut *cut = reader_of(self)->meter.cut;
+    PyObject *frames, *index;
+
+    if (!is_cut(self))
+        return NULL;
+    frames = block_of(&cut->frames);
+    index = block_of(&cut->index);
+    if (frames && index)
+        return Py_BuildValue("NN", frames, index);
+    Py_XDECREF(frames);
+    Py_XDECREF(index);
+    return NULL;
+}
+
+static PyObject *reader_late(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    return is_cut(self) ? block_of(&reader_of(self)->meter.cut->late) : NULL;
+}
+
 static PyObject *reader_take_rows(PyObject *self, PyObject *Py_UNUSED(none))
 {
     struct reader *r = reader_of(self);
@@ -203,8 +283,37 @@ static PyObject *reader_interfaces(PyObject *self, PyObject *Py_UNUSED(none))
     return list;
 }
 
+static PyObject *reader_links(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    const struct reader *r = reader_of(self);
+    bool one = r->format == FORMAT_PCAP;
+    Py_ssize_t count = one ? 1 : (Py_ssize_t)r->interface_count;
+    PyObject *list;
+
+    if (!is_idle(self))
+        return NULL;
+    list = PyList_New(count);
+    for (Py_ssize_t i = 0; list && i < count; i++) {
+        PyObject *link = PyLong_FromUnsignedLong(one ? r->link : r->interfaces[i].link);
+
+        if (!link || PyList_SetItem(list, i, link)) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
 static PyMethodDef reader_methods[] = {
     {"consume", reader_consume, METH_O, "consume(buffer) -> int: bytes of whole records read from its beginning"},
+    {"select", reader_select, METH_VARARGS,
+     "select(keys, limit, also) -> None: instead of counting rows keep the frames of these struct flow_key, at most "
+     "`limit` of each key where that is not 0, and those with these uint64 numbers"},
+    {"take_cut", reader_take_cut, METH_NOARGS,
+     "take_cut() -> (Block of enhanced packet blocks, Block of struct kept): the frames kept since the last call"},
+    {"late", reader_late, METH_NOARGS,
+     "late() -> Block of uint64: selected frames that were read before that was known"},
+    {"links", reader_links, METH_NOARGS, "links() -> list of int: the interfaces' link types; a pcap file has one"},
     {"take_rows", reader_take_rows, METH_NOARGS, "take_rows() -> Block of struct flow_row; ends the reading"},
     {"fragments", reader_fragments, METH_NOARGS, "fragments() -> Block of struct fragment_row: unfinished datagrams"},
     {"ledger", reader_ledger, METH_NOARGS, "ledger() -> dict: frames by what became of them, window in ns, fault"},

@@ -23,11 +23,12 @@ from typing import IO, cast
 
 import lz4.frame
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
 from analyzer.capture import _reader
 from analyzer.errors import CaptureError
-from analyzer.rows import BY_IFINDEX, FRAGMENT, ROW, Coverage, Observer, OneWay, Rows, merge
+from analyzer.rows import BY_IFINDEX, FRAGMENT, KEY, ROW, Coverage, Observer, OneWay, Rows, merge
 
 CHUNK = 256 << 10
 SEED = int.from_bytes(os.urandom(8), "little")
@@ -37,6 +38,10 @@ Progress = Callable[[int], None]
 
 
 def _no_progress(_: int) -> None:
+    return
+
+
+def _nothing() -> None:
     return
 
 
@@ -124,6 +129,7 @@ class _Input:
 
     source: str
     reader: _reader.Reader
+    drain: Callable[[], None] = _nothing
     rest: int = 0
     damage: str = ""
 
@@ -192,6 +198,83 @@ def read_capture(
     return _table(job, interval)
 
 
+#: `struct kept` of the reader: time in ns, number in its file from 1, bytes of its block
+KEPT = np.dtype([("time", "u8"), ("frame", "u8"), ("length", "u8")])
+
+
+@dataclass(frozen=True)
+class CutFrames:
+    """Frames of one capture, in its order.
+
+    `interfaces`: name and link type of each of the file's. `index`: shape (n,), dtype KEPT. Their blocks,
+    pcapng's enhanced packet blocks in this machine's byte order, were written one after the other.
+    """
+
+    source: str
+    interfaces: tuple[tuple[str, int], ...]
+    index: npt.NDArray[np.void]
+
+
+def cut_capture(
+    path: str | Path,
+    keys: npt.NDArray[np.void],
+    blocks: IO[bytes],
+    *,
+    source: str | None = None,
+    limit: int = 0,
+    progress: Progress = _no_progress,
+) -> CutFrames:
+    """Writes those frames of a capture file to `blocks`, an empty file, that belong to one-way 5-tuples, or
+    in which ICMP quotes one.
+
+    `keys`: shape (n,), dtype ROW, of which protocol, addresses, ports, tunnel and VNI count. `limit`: at most
+    so many frames of each key, 0 for all. A fragment goes where its datagram goes, also where it comes before
+    the one with the ports: then the file is read twice. Reads what :func:`read_capture` reads, and raises
+    what it raises.
+    """
+    packed = np.ascontiguousarray(keys.view(np.uint8).reshape(len(keys), ROW.itemsize)[:, : KEY.itemsize])
+    name = source or str(path)
+    cut, late = _cut_once(path, name, packed, limit, np.zeros(0, np.uint64), blocks, progress)
+    if not len(late):
+        return cut
+    blocks.seek(0)
+    blocks.truncate()
+    return _cut_once(path, name, packed, limit, np.unique(late), blocks, _no_progress)[0]
+
+
+def _cut_once(
+    path: str | Path,
+    source: str,
+    keys: npt.NDArray[np.uint8],
+    limit: int,
+    also: npt.NDArray[np.uint64],
+    blocks: IO[bytes],
+    progress: Progress,
+) -> tuple[CutFrames, npt.NDArray[np.uint64]]:
+    """The frames, and the numbers of those that were passed over before it was known that they belong."""
+    index = [np.zeros(0, KEPT)]
+
+    def drain() -> None:
+        frames, kept = job.reader.take_cut()
+        if memoryview(kept).nbytes:
+            blocks.write(memoryview(frames))
+            index.append(np.frombuffer(memoryview(kept), KEPT))
+
+    job = _Input(source, _reader.Reader(SEED, 0), drain)
+    job.reader.select(keys.data, limit, also.data)
+    with _opened(path) as raw:
+        _read(job, raw, progress)
+    _damage(job, job.reader.ledger())
+    late = np.frombuffer(memoryview(job.reader.late()), np.uint64)
+    return CutFrames(source, tuple(_described(job.reader)), np.concatenate(index)), late
+
+
+def _described(reader: _reader.Reader) -> Iterator[tuple[str, int]]:
+    names, links = reader.interfaces(), reader.links()
+    for number, link in enumerate(links):
+        yield names[number] if number < len(names) else "", link & 0xFFFF
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     if str(path) == "-":
@@ -230,6 +313,7 @@ def _feed(job: _Input, stream: IO[bytes], head: bytes, progress: Progress) -> No
         filled += count
         with memoryview(buffer) as view, view[:filled] as whole:
             used = job.reader.consume(whole)
+        job.drain()
         filled -= used
         buffer[:filled] = buffer[used : used + filled]
         if job.reader.ledger()["fault"]:
