@@ -41,6 +41,7 @@ def document(analysis: Analysis) -> dict[str, Any]:
         "matrix": {by: records(analysis.matrix(by).reset_index()) for by in MATRICES},
         "pairs": records(pairs(analysis.flows)),
         "findings": records(analysis.findings),
+        "diagnoses": records(analysis.diagnoses),
     }
 
 

@@ -44,7 +44,8 @@ CLUSTER = Cluster(
     ("10.43.0.0/16",),
 )
 SPEC = load_spec("rke2-canal")
-KEYS = {"schema", "analyzer", "spec", "cluster", "coverage", "summary", "matrix", "pairs", "findings"}
+KEYS = {"schema", "analyzer", "spec", "cluster", "coverage", "summary", "matrix", "pairs", "findings",
+        "diagnoses"}  # fmt: skip
 
 
 def analysed(frames: list[Frame], **sources: list[Frame]) -> Analysis:

@@ -18,7 +18,7 @@ from nodes import drop, owner
 from packets import SYN
 from runs import AGENT, CLUSTER, RECORDINGS, SERVER, SPEC, analysis, failed, flow, ledger, recorded, run
 
-from analyzer import findings, pairs
+from analyzer import diagnosis, findings, pairs
 from analyzer.analysis import Analysis
 from analyzer.cluster import Cluster, Node, VirtualIP
 from analyzer.documents import NEEDED, Document, faults, parse_document, read_document, schema
@@ -143,7 +143,9 @@ def test_the_schema_says_what_the_code_says() -> None:
     summary = schema()["properties"]["summary"]["properties"]
     assert list(summary["scopes"]["properties"]) == list(SCOPES)
     assert list(summary["findings"]["properties"]["kind"]["properties"]) == list(findings.KINDS)
-    assert f"({'|'.join(findings.KINDS)})-" in DEFS["finding"]["properties"]["id"]["pattern"]
+    assert f"({'|'.join(findings.KINDS)})-" in DEFS["finding_id"]["pattern"]
+    assert list(DEFS["diagnosis"]["properties"]) == list(diagnosis.COLUMNS)
+    assert DEFS["diagnosis"]["properties"]["confidence"]["enum"] == list(diagnosis.CONFIDENCES)
 
 
 def objects(shape: Any) -> Iterator[dict[str, Any]]:

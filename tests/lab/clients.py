@@ -26,6 +26,8 @@ PATIENCE = 1.6
 ANSWER = 5.0
 """Seconds in which an open connection must go on."""
 UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES}
+STALL = 4.0
+"""Seconds in which TCP sends a segment that is lost half a dozen times."""
 SCANNERS = 16
 SETTLE = 0.3
 
@@ -233,6 +235,20 @@ async def connect(clients: Clients, job: Job) -> Outcomes:
     return await _repeat(job, once)
 
 
+async def stall(clients: Clients, job: Job) -> Outcomes:
+    """Requests, all at once, whose answers are too large to come; the handshakes are good all the same."""
+
+    async def once() -> None:
+        async with clients.connection(job) as (reader, writer):
+            writer.write(_get("/", job.address))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.readuntil(b"</html>"), STALL)
+                raise ActionError(f"{job.address}:{job.port} answered, though it could not")
+
+    await asyncio.gather(*(once() for _ in range(job.times)))
+    return Counter(answered=job.times)
+
+
 async def ssh(clients: Clients, job: Job) -> Outcomes:
     async def once(_: int) -> None:
         async with clients.connection(job) as (reader, writer):
@@ -338,6 +354,7 @@ ACTIONS: dict[str, Action] = {
     "held-watch": held_watch,
     "tunnel": tunnel,
     "connect": connect,
+    "stall": stall,
     "ssh": ssh,
     "dns-tcp": dns_tcp,
     "dns-udp": dns_udp,

@@ -21,11 +21,11 @@ import trustme
 
 from lab import etcd, faults, kernel, overlay, plan, processes, room, scenarios, topology
 from lab.errors import LabError
-from lab.scenarios import SCENARIOS, Flow, Inner
+from lab.scenarios import EVERY, Flow, Inner, Scenario
 from lab.truth import Truth
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType, TracebackType
 
 VARIANTS = ("vxlan", "wireguard")
@@ -151,13 +151,20 @@ class Lab:
                 faults.refuse_client(self.namespaces[rule.server], rule.how, rule.client, rule.ports)
             for client, server, port in scenario.losses:
                 faults.lose_between(self.namespaces["switch"], client, server, port)
-            for host in scenario.mutes:
-                faults.mute_overlay(self.namespaces[host])
+            self._break_overlay(scenario)
             if any(isinstance(item, Inner) and item.client == plan.OUTSIDE.name for item in scenario.items):
                 self._foreign_tunnel()
             for client, action, server, port in scenario.opens:
                 address = plan.addresses(server)[4]
                 self._rooms[client].order("act", action=action, address=address, port=port, seconds=0.0)
+
+    def _break_overlay(self, scenario: Scenario) -> None:
+        for host in scenario.mutes:
+            faults.mute_overlay(self.namespaces[host])
+        for one, other, length in scenario.drowns:
+            faults.lose_overlay(self.namespaces["switch"], one, other, length)
+        for what in scenario.builds:
+            BUILDS[what](self.namespaces)
 
     def run(self, *names: str, seconds: float = SECONDS) -> Truth:
         """Let scenarios happen, all side by side, and wait until they are over.
@@ -173,10 +180,21 @@ class Lab:
         self._act(
             [(name, item) for name, item in todo if not (isinstance(item, Flow) and item.first)], seconds
         )
+        later = self._break(names, seconds)
         truth = Truth(self.variant)
-        for name, item in todo:
+        for name, item in todo + later:
             truth.add(name, item)
         return truth
+
+    def _break(self, names: tuple[str, ...], seconds: float) -> list[tuple[str, Flow | Inner]]:
+        """What fails once all else is done, and what happens then."""
+        broken = [scenario for scenario in map(self._scenario, names) if scenario.stops]
+        for scenario in broken:
+            for host in scenario.stops:
+                faults.stop_pods(self.namespaces[host])
+        later = [(scenario.name, item) for scenario in broken for item in scenario.later]
+        self._act(later, seconds)
+        return later
 
     def settle(self) -> None:
         """Let nothing new begin: what is open stays open, no handshake starts. For the end of a recording."""
@@ -195,9 +213,9 @@ class Lab:
         time.sleep(0.5)
 
     def _scenario(self, name: str) -> scenarios.Scenario:
-        scenario = SCENARIOS.get(name)
+        scenario = EVERY.get(name)
         if scenario is None:
-            raise LabError(f"no scenario {name!r}, only {', '.join(SCENARIOS)}")
+            raise LabError(f"no scenario {name!r}, only {', '.join(EVERY)}")
         if self.variant not in scenario.variants:
             raise LabError(f"{name} needs the variant {' or '.join(scenario.variants)}")
         return scenario
@@ -268,7 +286,27 @@ class Lab:
             }
             if isinstance(item, Flow) and item.ports:
                 words["ports"] = item.ports
-            yield action, self._room(item.client), words
+            host = plan.ALIASES[item.client][0] if item.client in plan.ALIASES else item.client
+            yield action, self._room(host), words
+
+
+def _build_nat(namespaces: dict[str, str]) -> None:
+    """The outside host has the address that every virtual machine behind NAT has, and nodes go there."""
+    host, address = plan.ALIASES["nat"]
+    with topology.routes(namespaces[host]) as ip:
+        topology.add_address(ip, topology.index_of(ip, plan.UPLINK), address, 32)
+    for node in plan.NODES:
+        with topology.routes(namespaces[node]) as ip:
+            ip.route("add", dst=f"{address}/32", gateway=plan.addresses(host)[4])
+
+
+BUILDS: dict[str, Callable[[dict[str, str]], None]] = {
+    "bad-checksums": lambda all_: faults.corrupt_checksums(all_["agent-3"]),
+    "nat": _build_nat,
+    "stale-network": lambda all_: overlay.add_stale_network(all_, ("stale-agent-1", "stale-agent-3")),
+    "virtual-address": lambda all_: overlay.move_to_virtual_address(all_["server-3"], plan.NODES["server-3"]),
+}
+"""What a scenario may have brought up before anybody looks."""
 
 
 def check_machine() -> None:

@@ -51,6 +51,40 @@ def lose_between(namespace: str, client: str, server: str, port: int) -> None:
     )
 
 
+def lose_overlay(namespace: str, one: str, other: str, longer_than: int = 0) -> None:
+    """VXLAN between two nodes goes into the switch, and does not come out; or only the long packets of it."""
+    ends = (plan.addresses(one)[4], plan.addresses(other)[4])
+    long = f"ip length > {longer_than} " if longer_than else ""
+    rules = " ".join(
+        f"ip saddr {a} ip daddr {b} udp dport {plan.VXLAN_PORT} {long}drop;" for a, b in (ends, ends[::-1])
+    )
+    _load(
+        namespace,
+        f"overlay-{one}-{other}",
+        f"chain forward {{ type filter hook forward priority filter; {rules} }}",
+        family="bridge",
+    )
+
+
+def corrupt_checksums(namespace: str) -> None:
+    """TCP that pods of this node send into the tunnel has a wrong checksum, as a faulty offload makes it."""
+    _load(
+        namespace,
+        "bad-checksums",
+        "chain forward { type filter hook forward priority filter; "
+        'iifname cni0 oifname "flannel.1" tcp checksum set 0xdead; }',
+    )
+
+
+def stop_pods(namespace: str) -> None:
+    """The node forwards nothing any more, as when a firewall is loaded again without the CNI's rules."""
+    _load(
+        namespace,
+        "no-forwarding",
+        "chain forward { type filter hook forward priority filter; oifname cni0 drop; iifname cni0 drop; }",
+    )
+
+
 def mute_overlay(namespace: str) -> None:
     """VXLAN that this node sends never reaches its uplink."""
     _load(namespace, MUTE_OVERLAY, f"chain output {{ {_OUTPUT} udp dport {plan.VXLAN_PORT} drop; }}")

@@ -24,6 +24,7 @@ FAMILIES = (4, 6)
 FULL_LENGTH = {4: 32, 6: 128}
 NTF_SELF = 0x02  # linux/neighbour.h
 NUD_PERMANENT = 0x80
+ANY_MAC = "00:00:00:00:00:00"  # where frames for an unknown or a group's address go
 RTNH_F_ONLINK = 4  # linux/rtnetlink.h
 WIREGUARD_SOCKETS = "/run/wireguard"
 
@@ -38,17 +39,19 @@ def build_vxlan(namespaces: dict[str, str]) -> None:
                     add_peer(ip, index, peer, family)
 
 
-def add_vxlan(ip: IPRoute, host: plan.Host, family: int) -> int:
+def add_vxlan(
+    ip: IPRoute, host: plan.Host, family: int, *, name: str = "", vni: int = plan.VNI, local_address: str = ""
+) -> int:
     """The VXLAN device of a host; returns its interface index."""
-    name = plan.OVERLAY_DEVICES["vxlan"][family]
-    local = {("vxlan_local" if family == 4 else "vxlan_local6"): host.addresses[family]}
+    name = name or plan.OVERLAY_DEVICES["vxlan"][family]
+    local = {("vxlan_local" if family == 4 else "vxlan_local6"): local_address or host.addresses[family]}
     ip.link(
         "add",
         ifname=name,
         kind="vxlan",
         address=host.overlay_mac(family),
         mtu=plan.OVERLAY_MTU["vxlan"][family],
-        vxlan_id=plan.VNI,
+        vxlan_id=vni,
         vxlan_port=plan.VXLAN_PORT,
         vxlan_learning=False,
         vxlan_link=index_of(ip, plan.UPLINK),
@@ -66,6 +69,28 @@ def add_peer(ip: IPRoute, index: int, peer: plan.Host, family: int) -> None:
     ip.fdb("add", ifindex=index, lladdr=mac, dst=peer.addresses[family], flags=NTF_SELF, state=NUD_PERMANENT)
     ip.neigh("add", ifindex=index, dst=gateway, lladdr=mac, state=NUD_PERMANENT)
     ip.route("add", dst=peer.pod_networks[family], gateway=gateway, oif=index, flags=RTNH_F_ONLINK)
+
+
+def add_stale_network(namespaces: dict[str, str], aliases: tuple[str, ...]) -> None:
+    """A second VXLAN network of these aliases' hosts on the same port, as a CNI that was replaced leaves."""
+    for name in aliases:
+        host = plan.NODES[plan.node_of(name)]
+        with routes(namespaces[host.name]) as ip:
+            index = add_vxlan(ip, host, 4, name="stale", vni=plan.STALE_VNI)
+            add_address(ip, index, plan.addresses(name)[4], 24)
+            for peer in (plan.NODES[plan.node_of(other)] for other in aliases if other != name):
+                ip.fdb("append", ifindex=index, lladdr=ANY_MAC, dst=peer.addresses[4], flags=NTF_SELF)
+
+
+def move_to_virtual_address(namespace: str, host: plan.Host) -> None:
+    """The host has the virtual address too, and its VXLAN device sends from it."""
+    with routes(namespace) as ip:
+        add_address(ip, index_of(ip, plan.UPLINK), plan.VIRTUAL_ADDRESS, 32)
+        ip.link("del", index=index_of(ip, plan.OVERLAY_DEVICES["vxlan"][4]))
+        index = add_vxlan(ip, host, 4, local_address=plan.VIRTUAL_ADDRESS)
+        add_address(ip, index, host.overlay_addresses[4], FULL_LENGTH[4])
+        for peer in others(host):
+            add_peer(ip, index, peer, 4)
 
 
 def others(host: plan.Host) -> list[plan.Host]:

@@ -104,6 +104,14 @@ PODS = {
 }
 FOREIGN_POD = "10.42.99.10"
 """Inner source address of the tunnel that the outside host builds; no node owns its network."""
+STALE_VNI = 4097
+VIRTUAL_ADDRESS = "10.10.0.10"
+ALIASES = {
+    "nat": (OUTSIDE.name, "10.0.2.15"),
+    "stale-agent-1": ("agent-1", "10.42.200.21"),
+    "stale-agent-3": ("agent-3", "10.42.200.23"),
+}
+"""Further IPv4 addresses of hosts, which a scenario brings up: name → host, address."""
 
 
 def _canonical(address: str) -> str:
@@ -112,18 +120,22 @@ def _canonical(address: str) -> str:
 
 
 def addresses(name: str) -> dict[int, str]:
-    """Addresses of a host or a pod, by IP version."""
+    """Addresses of a host, a pod or an alias, by IP version."""
+    if name in ALIASES:
+        return {4: ALIASES[name][1]}
     return HOSTS[name].addresses if name in HOSTS else PODS[name].addresses
 
 
 def node_of(name: str) -> str:
-    """The machine that a name runs on: itself, or a pod's node."""
+    """The machine that a name runs on: itself, or a pod's node, or an alias' host."""
+    if name in ALIASES:
+        return ALIASES[name][0]
     return PODS[name].node if name in PODS else name
 
 
 def public_name(host: str) -> str:
-    """How truth.json names an end: a node by its name, the outside host by its IPv4 address."""
-    return host if host in NODES else HOSTS[host].addresses[4]
+    """How truth.json names an end: a node by its name, another address by itself."""
+    return host if host in NODES else addresses(host)[4]
 
 
 def cluster() -> dict[str, object]:

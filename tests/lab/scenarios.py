@@ -37,6 +37,9 @@ UNLISTED = Expected("unlisted", "answered", "violation")
 SCAN = Expected("unlisted", "refused", "scan")
 EXPOSED = Expected("not-judged", "answered", "exposure")
 FOREIGN = Expected("not-judged", "unanswered", "foreign-tunnel")
+UNLISTED_REFUSED = Expected("unlisted", "refused", "violation")
+UNLISTED_UNANSWERED = Expected("unlisted", "unanswered", "violation")
+STRANGER_REFUSED = Expected("not-judged", "refused", None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Inner:
     """Traffic to a pod through the tunnel. ``expected`` is about the carriers between the two nodes' uplinks.
 
     ``client`` is a pod, or a host whose tunnel address is the source. Without ``do`` another flow brings it
-    about.
+    about. ``carriers`` is what is expected of the carriers where it is not the same.
     """
 
     client: str
@@ -54,6 +57,7 @@ class Inner:
     expected: Expected
     do: tuple[str, ...] = ()
     family: int = 4
+    carriers: Expected | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,13 @@ class Scenario:
     """(client, action, server, port) to be done before anybody looks."""
     quiet: tuple[Quiet, ...] = ()
     etcd: bool = False
+    builds: tuple[str, ...] = ()
+    """Networks, addresses and faults to be brought up, by the names in ``cluster.BUILDS``."""
+    drowns: tuple[tuple[str, str, int], ...] = ()
+    """(node, node, IP length) between which the switch loses VXLAN that is longer."""
+    stops: tuple[str, ...] = ()
+    """Nodes that stop forwarding once the items are done; then ``later`` happens."""
+    later: tuple[Flow | Inner, ...] = ()
 
 
 LISTENERS = (
@@ -335,6 +346,124 @@ TABLE = (
     ),
 )
 SCENARIOS = {scenario.name: scenario for scenario in TABLE}
+#: what operators run into, one cause each; happens alone, one after the other in one lab
+FAILURES_TABLE = (
+    Scenario(
+        "etcd-dropped",
+        "a server joins: the supervisor answers it, etcd's port is closed on the way",
+        (
+            Flow("server-3", "server-2", "tcp", 9345, WRONG_PAIR, ("poll",)),
+            Flow("server-3", "server-2", "tcp", 2379, BLOCKED_UNANSWERED, ("connect",)),
+        ),
+        refusals=(Refusal("server-2", faults.DROP_INPUT, "server-3", (2379,)),),
+    ),
+    Scenario(
+        "join-at-apiserver",
+        "an agent joins at 6443 in place of 9345",
+        (
+            Flow("agent-3", "server-1", "tcp", 6443, FINE, ("list",)),
+            Flow("agent-2", "server-1", "tcp", 9345, FINE, ("poll",)),
+        ),
+    ),
+    Scenario(
+        "join-at-mistyped-port",
+        "an agent joins at 9435 in place of 9345",
+        (Flow("agent-1", "server-3", "tcp", 9435, UNLISTED_REFUSED, ("connect",)),),
+    ),
+    Scenario(
+        "join-at-old-address",
+        "an agent's load balancer asks a server, and an address that is none any more",
+        (
+            Flow("agent-2", "outside", "tcp", 9345, STRANGER_REFUSED, ("connect",)),
+            Flow("agent-2", "server-1", "tcp", 9345, FINE, ("poll",)),
+        ),
+    ),
+    Scenario(
+        "join-at-nat-address",
+        "an agent asks for the supervisor at 10.0.2.15",
+        (Flow("agent-1", "nat", "tcp", 9345, STRANGER_REFUSED, ("connect",)),),
+        builds=("nat",),
+    ),
+    Scenario(
+        "typha-dropped",
+        "an agent's Felix does not reach Typha on a server",
+        (Flow("agent-2", "server-1", "tcp", 5473, UNLISTED_UNANSWERED, ("connect",)),),
+        refusals=(Refusal("server-1", faults.DROP_INPUT, "agent-2", (5473,)),),
+    ),
+    Scenario(
+        "kubelet-dropped",
+        "an agent drops what a server asks of its kubelet",
+        (Flow("server-2", "agent-2", "tcp", 10250, BLOCKED_UNANSWERED, ("connect",)),),
+        refusals=(Refusal("agent-2", faults.DROP_INPUT, "server-2", (10250,)),),
+    ),
+    Scenario(
+        "vxlan-lost",
+        "VXLAN from one agent to another goes into the switch and does not come out",
+        (
+            Inner("web-2", "web-3", "tcp", plan.POD_PORT, BLOCKED_UNANSWERED, ("connect",)),
+            Inner("web-2", "web-3", "udp", 53, BLOCKED_UNANSWERED, ("dns-udp",)),
+            Flow("agent-3", "server-1", "tcp", 9345, FINE, ("poll", "tunnel")),
+            Inner("web-1", "web-3", "tcp", plan.POD_PORT, FINE, ("page",)),
+        ),
+        variants=("vxlan",),
+        drowns=(("agent-2", "agent-3", 0),),
+    ),
+    Scenario(
+        "stale-vxlan-network",
+        "two agents have a second VXLAN network on the same port",
+        (
+            Inner("web-1", "web-3", "tcp", plan.POD_PORT, FINE, ("page",)),
+            Inner("stale-agent-1", "stale-agent-3", "tcp", 10250, FINE, ("connect",)),
+        ),
+        variants=("vxlan",),
+        builds=("stale-network",),
+    ),
+    Scenario(
+        "vxlan-from-virtual-address",
+        "a server's VXLAN device sends from a virtual address",
+        (Inner("server-3", "web-3", "tcp", plan.POD_PORT, FINE, ("page",)),),
+        variants=("vxlan",),
+        builds=("virtual-address",),
+    ),
+    Scenario(
+        "bad-checksums",
+        "what pods of an agent send through the tunnel has wrong TCP checksums; ping is good",
+        (
+            Inner("web-3", "web-1", "icmp", 0, FINE, ("ping",)),
+            Inner("web-3", "web-1", "tcp", plan.POD_PORT, BLOCKED_UNANSWERED, ("connect",), carriers=FINE),
+            Inner("web-3", "web-1", "tcp", 9100, BLOCKED_UNANSWERED, ("connect",), carriers=FINE),
+        ),
+        variants=("vxlan",),
+        builds=("bad-checksums",),
+    ),
+    Scenario(
+        "pods-stop",
+        "a server's pods are reached, until the server forwards no more",
+        (
+            Inner("web-1", "dns", "udp", 53, FINE, ("dns-udp",)),
+            Inner("web-2", "dns", "tcp", plan.POD_PORT, FINE, ("page",)),
+        ),
+        variants=("vxlan",),
+        stops=("server-1",),
+        later=(
+            Inner("web-1", "dns", "udp", 53, BLOCKED_UNANSWERED, ("dns-udp",), carriers=FINE),
+            Inner("web-2", "dns", "tcp", plan.POD_PORT, BLOCKED_UNANSWERED, ("connect",), carriers=FINE),
+            Flow("agent-3", "server-1", "tcp", 9345, FINE, ("poll",)),
+        ),
+    ),
+    Scenario(
+        "large-vxlan-lost",
+        "the switch loses VXLAN of more than 1400 bytes between two agents",
+        (
+            Inner("web-1", "web-2", "tcp", plan.POD_PORT, FINE, ("stall",)),
+            Inner("web-2", "web-1", "tcp", plan.POD_PORT, FINE, ("connect",)),
+        ),
+        variants=("vxlan",),
+        drowns=(("agent-1", "agent-2", 1400),),
+    ),
+)
+FAILURES = {scenario.name: scenario for scenario in FAILURES_TABLE}
+EVERY = SCENARIOS | FAILURES
 
 
 def items(names: tuple[str, ...], variant: str, *, etcd: bool) -> list[tuple[str, Flow | Inner]]:
@@ -343,7 +472,7 @@ def items(names: tuple[str, ...], variant: str, *, etcd: bool) -> list[tuple[str
     The baseline leaves out what another scenario is about and what it keeps quiet. Where ``etcd`` runs
     without it, what its members say to each other is the baseline's all the same.
     """
-    others = [SCENARIOS[name] for name in names if name != BASELINE]
+    others = [EVERY[name] for name in names if name != BASELINE]
     found: list[tuple[str, Flow | Inner]] = [(other.name, item) for other in others for item in other.items]
     if BASELINE not in names:
         return [(BASELINE, peer) for peer in _ETCD_PEERS if etcd] + found
@@ -359,7 +488,7 @@ def items(names: tuple[str, ...], variant: str, *, etcd: bool) -> list[tuple[str
 
 def need_etcd(names: tuple[str, ...]) -> bool:
     """Whether one of these scenarios needs the etcd cluster."""
-    return any(SCENARIOS[name].etcd for name in names)
+    return any(EVERY[name].etcd for name in names)
 
 
 def _key(item: Flow | Inner) -> tuple[str, str, str, int]:

@@ -87,9 +87,10 @@ class Truth:
         if self.variant != "vxlan":
             return
         client, server = (plan.public_name(plan.node_of(name)) for name in (item.client, item.server))
-        self._add_row(Row(scenario, client, server, "udp", plan.VXLAN_PORT, item.expected))
-        if item.expected.outcome == "answered":
-            self._add_row(Row(scenario, server, client, "udp", plan.VXLAN_PORT, item.expected))
+        carriers = item.carriers or item.expected
+        self._add_row(Row(scenario, client, server, "udp", plan.VXLAN_PORT, carriers))
+        if carriers.outcome == "answered":
+            self._add_row(Row(scenario, server, client, "udp", plan.VXLAN_PORT, carriers))
         inner = {
             "client": inner_source(item),
             "server": plan.addresses(item.server)[item.family],
@@ -152,7 +153,7 @@ class Truth:
 
 def inner_source(item: Inner) -> str:
     """The address that an inner flow comes from."""
-    if item.client in plan.PODS:
+    if item.client in plan.PODS or item.client in plan.ALIASES:
         return plan.addresses(item.client)[item.family]
     if item.client == plan.OUTSIDE.name:
         return plan.FOREIGN_POD
