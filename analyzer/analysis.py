@@ -6,15 +6,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
+from analyzer.cards import card
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.findings import find
 from analyzer.flows import PROTOCOL_NUMBERS, pair
 from analyzer.listeners import Listening, remark
 from analyzer.matrices import By, matrix
+from analyzer.report import summary
 from analyzer.rows import Coverage, OneWay
 from analyzer.spec import DEFAULT_SPEC, PORTED, PROTOCOLS, Spec, load_spec
 from analyzer.store import read_inputs
@@ -23,6 +26,10 @@ from analyzer.verdict import judge
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from analyzer.plots import Measure
 
 
 def server_ports(spec: Spec) -> frozenset[tuple[int, int]]:
@@ -64,9 +71,47 @@ class Analysis:
         known = (self.flows, self.cluster, self.spec, self.coverage)
         return find(*known, remark(*known, self.sockets) if self.sockets else ())
 
+    @cached_property
+    def diagnoses(self) -> pd.DataFrame:
+        """:data:`analyzer.diagnosis.COLUMNS`: causes of findings, by name."""
+        from analyzer.diagnosis import diagnose  # noqa: PLC0415  only where it is asked
+
+        return diagnose(self)
+
     def matrix(self, by: By = "role") -> pd.DataFrame:
         """See :func:`analyzer.matrices.matrix`."""
         return matrix(self.flows, by, self.spec, self.cluster)
+
+    def summary(self, by: Literal["verdicts", "scopes"] = "verdicts") -> pd.DataFrame:
+        """Flows, packets and bytes (uint64) by verdict, or by scope."""
+        sums: dict[str, dict[str, int]] = summary(self)[by]
+        index = pd.Index(sums, name=by.removesuffix("s"))
+        return pd.DataFrame(list(sums.values()), index=index, dtype=np.uint64)
+
+    def plot(self, by: By = "role", measure: Measure = "flows", ax: Axes | None = None) -> Any:
+        """Draws a matrix, on `ax` or on a new figure. Returns the Axes; for `role`, one for each rule, as
+        an array. See :func:`analyzer.plots.plot_roles`, `plot_nodes` and `plot_rules`.
+        """
+        from analyzer.plots import PLOTS  # noqa: PLC0415  matplotlib takes long to load
+
+        return PLOTS[by][1](self.matrix(by), measure=measure, spec=self.spec, ax=ax)
+
+    def __repr__(self) -> str:
+        """One line."""
+        counts = f"{len(self.flows):,} flows, {len(self.findings):,} findings"
+        return f"<Analysis of cluster {self.cluster.name} by {self.spec.name}: {counts}>"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows."""
+        frames, lost = (sum(getattr(c, name) for c in self.coverage) for name in ("frames", "lost"))
+        facts = {
+            "cluster": f"{self.cluster.name}, {len(self.cluster.nodes)} nodes",
+            "specification": f"{self.spec.name}, {len(self.spec.rules)} rules",
+            "coverage": f"{len(self.coverage)} sources, {frames:,} frames, {lost:,} lost",
+        }
+        shown = ["severity", "kind", "title", "flows", "id"]
+        tables = {"summary()": self.summary().reset_index(), "findings": self.findings[shown]}
+        return card("Analysis", facts | {"further": "flows, matrix(by), plot(by), ledger"}, tables)
 
     @property
     def ledger(self) -> pd.DataFrame:

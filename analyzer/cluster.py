@@ -31,6 +31,7 @@ from analyzer._yaml import (
     quote,
     read_text,
 )
+from analyzer.cards import card
 from analyzer.errors import ClusterError
 from analyzer.spec import ROLE_BITS
 
@@ -193,6 +194,11 @@ class Cluster:
         nodes = [(n.name, "node", n.role, ", ".join(n.addresses), ", ".join(n.pod_cidrs)) for n in self.nodes]
         vips = [(v.name, "virtual-ip", v.role, v.address, "") for v in self.virtual_ips]
         return pd.DataFrame(nodes + vips, columns=["name", "kind", "role", "addresses", "pod_cidrs"])
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows."""
+        ranges = {"pods": ", ".join(self.pod_cidrs), "services": ", ".join(self.service_cidrs)}
+        return card(f"Cluster {self.name}", ranges, {"to_frame()": self.to_frame()})
 
 
 def _written_node(node: Node) -> dict[str, Any]:

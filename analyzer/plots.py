@@ -16,7 +16,7 @@ import pathlib
 import threading
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -24,7 +24,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Measure = Literal["flows", "packets", "bytes"]
 Window = str | tuple[Any, Any]
+Drawn: TypeAlias = "Figure | Axes | NDArray[np.object_]"
+"""A figure, or what is on one: the Axes that a plot returned."""
 _Area = tuple[float, float, float, float]
 
 MAX_NODES = 100
@@ -161,19 +163,21 @@ def plot_roles(
     measure: Measure = "flows",
     spec: SpecLike | None = None,
     window: Window | None = None,
-    figure: Figure | None = None,
-) -> Figure:
+    ax: Axes | None = None,
+) -> NDArray[np.object_]:
     """Small multiples: one role × role panel for each rule, and one for what lies outside the table.
 
     ``table``: a ``matrix(by="role")``. ``measure``: which numbers. ``spec``: its name goes into the title,
-    ports to the panels. ``window``: text, or first and last moment. ``figure``: draw there, not on a new one.
+    ports to the panels. ``window``: text, or first and last moment. ``ax``: draw within that one's area
+    instead of on a new figure; its size must be final, and it is turned off. Returns the panels' Axes, shape
+    (panels,), in the order of the rules; one that says so where there is nothing to draw.
     """
     picture = _Picture("Flows between roles, rule by rule", measure, spec, window)
     rules = _names(table, "rule")
     kept = _kept(rules, table, ("rule",), MAX_RULES, picture)
     roles = _names(table, "client_role", "server_role")
     panels = [_role_panel(table, rule, roles, picture) for rule in kept]
-    return _multiples(panels, picture, figure)
+    return _multiples(panels, picture, ax)
 
 
 def plot_nodes(
@@ -183,12 +187,12 @@ def plot_nodes(
     spec: SpecLike | None = None,
     window: Window | None = None,
     ax: Axes | None = None,
-) -> Figure:
+) -> Axes:
     """Heat map: client nodes down, server nodes across.
 
     ``table``: a ``matrix(by="node")``. More than MAX_NODES nodes: those with most outside, then blocked, then
     allowed traffic are drawn, and the picture says so. ``ax``: draw there instead of on a new figure; its
-    size must be final. Else as plot_roles.
+    size must be final. Returns the Axes drawn on. Else as plot_roles.
     """
     picture = _Picture("Flows between nodes", measure, spec, window)
     levels = ("client_node", "server_node")
@@ -206,7 +210,7 @@ def plot_rules(
     spec: SpecLike | None = None,
     window: Window | None = None,
     ax: Axes | None = None,
-) -> Figure:
+) -> Axes:
     """Rules down, pairs of roles across. ``table``: a ``matrix(by="rule")``; else as plot_nodes."""
     picture = _Picture("Flows by rule and pair of roles", measure, spec, window, "client role → server role")
     rules = _kept(_names(table, "rule"), table, ("rule",), MAX_RULES, picture)
@@ -240,21 +244,30 @@ def save_plots(
         if not isinstance(source, pd.DataFrame) and by not in source:
             continue
         table = matrix(source, by, spec, cluster) if isinstance(source, pd.DataFrame) else source[by]
-        figure = plot(table, measure=measure, spec=spec, window=window)
-        written += [save_figure(figure, folder / f"{name}.{suffix}") for suffix in formats]
+        drawn = plot(table, measure=measure, spec=spec, window=window)
+        written += [save_figure(drawn, folder / f"{name}.{suffix}") for suffix in formats]
     return written
 
 
-def save_figure(figure: Figure, path: str | pathlib.Path, suffix: str = "") -> pathlib.Path:
-    """Write one figure. ``suffix``: the format (``png``, ``svg``, ``pdf``); without it, the path's.
+def save_figure(drawn: Drawn, path: str | pathlib.Path, suffix: str = "") -> pathlib.Path:
+    """Write a figure, or the one that these Axes are on. ``suffix``: the format (``png``, ``svg``, ``pdf``);
+    without it, the path's.
 
     SVG keeps text as text, and none of these carries a date. Raises ValueError for a format unknown.
     """
     target = pathlib.Path(path)
     form = (suffix or target.suffix).lower().lstrip(".")
     with _WRITING_LOCK, mpl.rc_context(_WRITING):
-        figure.savefig(target, format=form, dpi=DOTS_PER_INCH, metadata=_METADATA.get(form))
+        figure_of(drawn).savefig(target, format=form, dpi=DOTS_PER_INCH, metadata=_METADATA.get(form))
     return target
+
+
+def figure_of(drawn: Drawn) -> Figure:
+    """The figure on which a plot was drawn. ``drawn``: what a ``plot_`` function returned."""
+    first: Figure | Axes = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn  # type: ignore[assignment]
+    figure = first.get_figure(root=True)
+    assert isinstance(figure, Figure)  # noqa: S101 - axes always hang on one
+    return figure
 
 
 PLOTS: dict[Any, tuple[str, Any]] = {
@@ -589,7 +602,7 @@ _PANEL_GAP = 22.0
 _PANELS_WIDTH = 1000.0
 
 
-def _single(grid: _Grid, cell: tuple[float, float], picture: _Picture, ax: Axes | None) -> Figure:
+def _single(grid: _Grid, cell: tuple[float, float], picture: _Picture, ax: Axes | None) -> Axes:
     if ax is not None:
         return _on_axes(grid, picture, ax)
     rows, columns = grid.shape
@@ -601,15 +614,15 @@ def _single(grid: _Grid, cell: tuple[float, float], picture: _Picture, ax: Axes 
     legend = _legend_entries([grid])
     below = _legend_height(legend, width)
     height = below + rows * cell[1] + above + _head_height(lines) + (0 if rows else 60)
-    figure = _figure(width, height)
-    _write_head(figure, picture.headline, lines, width, height)
+    sheet = _sheet(width, height)
+    _write_head(sheet, picture.headline, lines)
     if rows and columns:
-        box = (left / width, below / height, columns * cell[0] / width, rows * cell[1] / height)
-        _draw_single(figure.add_axes(box), grid, _peak([grid]))
+        ax = sheet.axes(left, below, columns * cell[0], rows * cell[1])
+        _draw_single(ax, grid, _peak([grid]))
     else:
-        _write_nothing(figure)
-    _write_legend(figure, legend, width, height)
-    return figure
+        ax = _write_nothing(sheet)
+    _write_legend(sheet, legend)
+    return ax
 
 
 def _draw_single(ax: Axes, grid: _Grid, peak: int) -> None:
@@ -618,7 +631,7 @@ def _draw_single(ax: Axes, grid: _Grid, peak: int) -> None:
     _label_ticks(ax, grid)
 
 
-def _on_axes(grid: _Grid, picture: _Picture, ax: Axes) -> Figure:
+def _on_axes(grid: _Grid, picture: _Picture, ax: Axes) -> Axes:
     """On the caller's axes, whose size is the caller's: text shrinks, labels thin out."""
     _draw_single(ax, grid, _peak([grid]))
     lines = _lines(picture, [grid], max(_cell_points(ax, grid)[0] * len(grid.columns), 240))
@@ -627,35 +640,30 @@ def _on_axes(grid: _Grid, picture: _Picture, ax: Axes) -> Figure:
     ax.legend(
         handles=handles, prop=_legend_font(), loc="upper left", bbox_to_anchor=(0.0, 0.0), frameon=False
     )
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)  # noqa: S101 - axes always hang on one
-    return figure
+    return ax
 
 
-def _multiples(panels: list[_Grid], picture: _Picture, figure: Figure | None) -> Figure:
+def _multiples(panels: list[_Grid], picture: _Picture, ax: Axes | None) -> NDArray[np.object_]:
     roles = max((len(panel.rows) for panel in panels), default=0)
     names = max((_em_width(row) * 8 for panel in panels for row in panel.rows), default=0)
     inner = (max(roles, 1) * _PANEL_CELL[0], max(roles, 1) * _PANEL_CELL[1])
     titles = max((_em_width(line) * 9 for panel in panels for line in panel.title.split("\n")), default=0)
     outer = (max(inner[0], titles) + names + _PANEL_GAP, inner[1] + 58.0)
     across = max(1, min(len(panels), int(_PANELS_WIDTH // outer[0]), math.ceil(math.sqrt(1.4 * len(panels)))))
-    down = math.ceil(len(panels) / across)
     width = max(across * outer[0] + 2 * _EDGE, _LEAST_WIDTH)
     lines = _lines(picture, panels, width)
     legend = _legend_entries(panels)
-    below = _legend_height(legend, width)
-    height = below + down * outer[1] + _head_height(lines)
-    figure = figure or _figure(width, height)
-    _write_head(figure, picture.headline, lines, width, height)
+    height = _legend_height(legend, width) + math.ceil(len(panels) / across) * outer[1] + _head_height(lines)
+    sheet = _sheet(width, height, ax)
+    _write_head(sheet, picture.headline, lines)
+    drawn = []
     for number, panel in enumerate(panels if roles else []):
         x = _EDGE + (number % across) * outer[0] + names + 6
         y = height - _head_height(lines) - (number // across) * outer[1] - 32 - inner[1]
-        box = (x / width, y / height, inner[0] / width, inner[1] / height)
-        _draw_panel(figure.add_axes(box), panel, _peak(panels), number)
-    if not roles:
-        _write_nothing(figure)
-    _write_legend(figure, legend, width, height)
-    return figure
+        drawn.append(sheet.axes(x, y, *inner))
+        _draw_panel(drawn[-1], panel, _peak(panels), number)
+    _write_legend(sheet, legend)
+    return np.array(drawn or [_write_nothing(sheet)], dtype=np.object_)
 
 
 def _draw_panel(ax: Axes, panel: _Grid, peak: int, number: int) -> None:
@@ -664,10 +672,37 @@ def _draw_panel(ax: Axes, panel: _Grid, peak: int, number: int) -> None:
     ax.set_title(panel.title, fontsize=9, loc="left", color=_INK, linespacing=1.15, **_FONT)
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width / _POINTS, height / _POINTS), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+@dataclass(frozen=True)
+class _Sheet:
+    """A picture's area of a figure. ``width``, ``height``: the area in points, as the picture counts them.
+    ``place``: the area in fractions of the figure: left, bottom, width, height.
+    """
+
+    figure: Figure | SubFigure
+    width: float
+    height: float
+    place: _Area = (0.0, 0.0, 1.0, 1.0)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Points from the area's lower left corner to fractions of the figure."""
+        left, bottom, width, height = self.place
+        return left + x / self.width * width, bottom + y / self.height * height
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        (left, bottom), (right, top) = self.at(x, y), self.at(x + width, y + height)
+        return self.figure.add_axes((left, bottom, right - left, top - bottom))
+
+
+def _sheet(width: float, height: float, ax: Axes | None = None) -> _Sheet:
+    """A new figure of that many points, or the area of the caller's axes, whose own marks go."""
+    if ax is None:
+        figure = Figure(figsize=(width / _POINTS, height / _POINTS), dpi=100, facecolor="white")
+        FigureCanvasAgg(figure)
+        return _Sheet(figure, width, height)
+    ax.set_axis_off()
+    parent = ax.get_figure()
+    assert parent is not None  # noqa: S101 - axes always hang on one
+    return _Sheet(parent, width, height, ax.get_position().bounds)
 
 
 def _lines(picture: _Picture, grids: list[_Grid], width: float) -> list[str]:
@@ -681,17 +716,23 @@ def _head_height(lines: list[str]) -> float:
     return _EDGE + 1.4 * _TITLE_SIZE + _LINE_STEP * len(lines) + 8
 
 
-def _write_head(figure: Figure, headline: str, lines: list[str], width: float, height: float) -> None:
+def _write_head(sheet: _Sheet, headline: str, lines: list[str]) -> None:
     place: dict[str, Any] = {"ha": "left", "va": "top", "color": _INK, **_FONT}
-    top = height - _EDGE
-    figure.text(_EDGE / width, top / height, headline, fontsize=_TITLE_SIZE, fontweight="bold", **place)
+    top = sheet.height - _EDGE
+    sheet.figure.text(*sheet.at(_EDGE, top), headline, fontsize=_TITLE_SIZE, fontweight="bold", **place)
     for number, line in enumerate(lines):
         y = top - 1.4 * _TITLE_SIZE - number * _LINE_STEP
-        figure.text(_EDGE / width, y / height, line, fontsize=_LINE_SIZE, **place)
+        sheet.figure.text(*sheet.at(_EDGE, y), line, fontsize=_LINE_SIZE, **place)
 
 
-def _write_nothing(figure: Figure) -> None:
-    figure.text(0.5, 0.5, NOTHING, fontsize=14, color=_MUTED, ha="center", va="center", **_FONT)
+def _write_nothing(sheet: _Sheet) -> Axes:
+    """Axes that hold nothing but the word for it."""
+    ax = sheet.axes(0, 0, sheet.width, sheet.height)
+    ax.set(xticks=[], yticks=[])
+    ax.set_axis_off()
+    place: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes, **_FONT}
+    ax.text(0.5, 0.5, NOTHING, fontsize=14, color=_MUTED, **place)
+    return ax
 
 
 def _peak(grids: list[_Grid]) -> int:
@@ -762,12 +803,12 @@ def _legend_height(entries: list[tuple[Patch, float]], width: float) -> float:
     return math.ceil(len(entries) / _legend_columns(entries, width)) * _LEGEND_STEP + 2 * _EDGE
 
 
-def _write_legend(figure: Figure, entries: list[tuple[Patch, float]], width: float, height: float) -> None:
-    figure.legend(
+def _write_legend(sheet: _Sheet, entries: list[tuple[Patch, float]]) -> None:
+    sheet.figure.legend(
         handles=[handle for handle, _ in entries],
         loc="lower left",
-        bbox_to_anchor=(_EDGE / width, _EDGE / 2 / height),
-        ncols=_legend_columns(entries, width),
+        bbox_to_anchor=sheet.at(_EDGE, _EDGE / 2),
+        ncols=_legend_columns(entries, sheet.width),
         prop=_legend_font(),
         frameon=False,
         borderpad=0,

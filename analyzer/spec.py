@@ -30,6 +30,7 @@ from analyzer._yaml import (
     quote,
     read_text,
 )
+from analyzer.cards import card
 from analyzer.errors import SpecError
 
 if TYPE_CHECKING:
@@ -128,6 +129,12 @@ class Spec:
         rows = [{**_written(rule, None), "ports": rule.ports} for rule in self.rules]
         shown = [{c: ", ".join(v) if isinstance(v := row[c], list) else v for c in columns} for row in rows]
         return pd.DataFrame(shown, columns=list(columns))
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows."""
+        facts = {"title": self.title, "source": self.source}
+        table = self.to_frame()
+        return card(f"Specification {self.name}", facts, {"to_frame()": table.drop(columns="source")})
 
     def compile(self) -> CompiledSpec:
         """The lookup tables; made once for equal rules, read-only."""

@@ -499,6 +499,7 @@ def test_the_recordings_are_small_and_each_has_its_readme() -> None:
     assert {path.parent.name for path in files if path.name == "README.md"} == {
         RECORDED.name,
         *recordings.RECORDINGS,
+        "live",
     }
 
 

@@ -30,6 +30,8 @@ from analyzer.plots import (
     MAX_NODES,
     MAX_RULES,
     NOTHING,
+    Drawn,
+    figure_of,
     label,
     plot_nodes,
     plot_roles,
@@ -110,10 +112,10 @@ def cluster_of(size: int, seed: int = 1, flows: int = 3000, names: tuple[str, ..
     return judged(rows)
 
 
-def numbers(figure: Figure) -> dict[str, str]:
+def numbers(drawn: Drawn) -> dict[str, str]:
     """What is written in the cells: the text's id → text."""
     found = {}
-    for ax in figure.axes:
+    for ax in figure_of(drawn).axes:
         for text in ax.texts:
             gid = text.get_gid()
             assert gid not in found
@@ -129,8 +131,8 @@ def digits(text: str) -> str:
     return text.lstrip("✓!✕ ")
 
 
-def words(figure: Figure) -> str:
-    return "\n".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+def words(drawn: Drawn) -> str:
+    return "\n".join(text.get_text() for text in figure_of(drawn).findobj(Text) if isinstance(text, Text))
 
 
 def areas(figure: Figure, kind: str) -> list[Any]:
@@ -227,7 +229,7 @@ def test_short_numbers_are_short_and_near(number: int) -> None:
 
 
 def test_hatches_and_signs_differ_by_kind() -> None:
-    figure = plot_nodes(matrix(cluster_of(6), "node"))
+    figure = figure_of(plot_nodes(matrix(cluster_of(6), "node")))
     hatches = {kind: {area.get_hatch() for area in areas(figure, kind)} for kind in KINDS}
     assert all(len(found) == 1 for found in hatches.values())
     assert len({next(iter(found)) for found in hatches.values()}) == 3
@@ -263,7 +265,7 @@ def test_kinds_differ_in_grey_as_drawn() -> None:
     rows = [("a", "b", "server", "agent", "kubelet", "allowed", "answered")] * 50
     rows += [("b", "c", "agent", "agent", "", "unlisted", "answered")]
     rows += [("c", "a", "agent", "server", "kubelet", "allowed", "refused")]
-    figure = plot_nodes(matrix(judged(rows), "node"))
+    figure = figure_of(plot_nodes(matrix(judged(rows), "node")))
     figure.canvas.draw()
     ax = figure.axes[0]
     values = sorted(grey(figure, ax, column + 0.15, row + 0.2) for row, column in ((0, 1), (1, 2), (2, 0)))
@@ -284,7 +286,8 @@ def overlapping(labels: list[Text], renderer: Any) -> list[tuple[str, str]]:
     ]
 
 
-def assert_legible(figure: Figure) -> None:
+def assert_legible(drawn: Drawn) -> None:
+    figure = figure_of(drawn)
     canvas: Any = figure.canvas
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -304,7 +307,7 @@ def assert_legible(figure: Figure) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 6, 12, 30, 60, 100])
 def test_labels_do_not_overlap_and_nothing_leaves_the_figure(size: int) -> None:
-    figure = plot_nodes(matrix(cluster_of(size), "node"), spec=SPEC, window=WINDOW)
+    figure = figure_of(plot_nodes(matrix(cluster_of(size), "node"), spec=SPEC, window=WINDOW))
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert len(labels) == size
     assert max(figure.get_size_inches()) <= 26
@@ -324,7 +327,7 @@ def test_labels_thin_out_on_small_axes() -> None:
     figure = Figure(figsize=(4, 4))
     FigureCanvasAgg(figure)
     ax = figure.add_axes((0.3, 0.2, 0.6, 0.5))
-    assert plot_nodes(matrix(cluster_of(100), "node"), ax=ax) is figure
+    assert plot_nodes(matrix(cluster_of(100), "node"), ax=ax) is ax
     figure.canvas.draw()
     renderer: Any = figure.canvas
     assert 0 < len(ax.get_yticklabels()) < 100
@@ -332,11 +335,32 @@ def test_labels_thin_out_on_small_axes() -> None:
     assert not overlapping(ax.get_xticklabels(), renderer.get_renderer())
 
 
-def test_roles_are_drawn_on_a_given_figure() -> None:
-    figure = Figure(figsize=(12, 8))
+def test_roles_are_drawn_within_given_axes() -> None:
+    figure = Figure(figsize=(24, 8))
     FigureCanvasAgg(figure)
-    assert plot_roles(matrix(cluster_of(4), "role", SPEC), figure=figure) is figure
-    assert len(figure.axes) == 4
+    left, right = figure.subplots(1, 2)
+    panels = plot_roles(matrix(cluster_of(4), "role", SPEC), ax=left)
+    assert figure.axes == [left, right, *panels.tolist()]
+    assert len(panels) == 4
+    assert figure_of(panels) is figure
+    figure.canvas.draw()
+    area = left.get_position()
+    for panel in panels.tolist():
+        box = panel.get_position()
+        assert area.x0 <= box.x0 < box.x1 <= area.x1
+        assert area.y0 <= box.y0 < box.y1 <= area.y1
+    assert right.axison
+    assert not left.axison
+
+
+@pytest.mark.parametrize(("by", "plot"), [("node", plot_nodes), ("rule", plot_rules)])
+def test_a_plot_returns_the_axes_it_drew_on(by: Any, plot: Callable[..., Axes]) -> None:
+    table = matrix(cluster_of(4), by, SPEC)
+    new = plot(table)
+    assert figure_of(new).axes == [new]
+    given = Figure(figsize=(9, 9)).subplots()
+    assert plot(table, ax=given) is given
+    assert [text.get_text() for text in new.texts] != []
 
 
 def test_too_many_nodes_keeps_the_worst_and_says_so() -> None:
@@ -345,7 +369,7 @@ def test_too_many_nodes_keeps_the_worst_and_says_so() -> None:
     ] * 2
     rows.append(("n148", "n0", "agent", "agent", "", "unlisted", "answered"))
     table = matrix(judged(rows), "node")
-    figure = plot_nodes(table)
+    figure = figure_of(plot_nodes(table))
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert len(labels) == MAX_NODES
     assert {"n148", "n0"} <= set(labels)
@@ -381,7 +405,7 @@ def test_hostile_names_are_literal_in_every_format(tmp_path: Path) -> None:
             assert not [node for node in tree.iter() if node.tag in {f"{SVG}script", f"{SVG}b", f"{SVG}i"}]
             assert "<script" not in text
             assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\u202e\ufffe]", text)
-    figure = plot_nodes(matrix(judged(rows), "node"))
+    figure = figure_of(plot_nodes(matrix(judged(rows), "node")))
     labels = drawn_labels(figure)
     assert {"$x^2$", "$\\frac{1}{0", "a&b\"'", "\\x1b[31m\\x00\\x0a\\x09", "\\u202eevil", "?"} <= set(labels)
     assert all(len(text) <= LABEL_LIMIT for text in labels)
@@ -492,8 +516,8 @@ def test_pyplot_is_not_loaded() -> None:
 
 @pytest.mark.parametrize(("by", "plot"), [("role", plot_roles), ("node", plot_nodes), ("rule", plot_rules)])
 @pytest.mark.parametrize("spec", [None, SPEC])
-def test_no_flows_is_a_picture_that_says_so(by: Any, plot: Callable[..., Figure], spec: Any) -> None:
-    figure = plot(matrix(judged([]), by, spec), spec=spec)
+def test_no_flows_is_a_picture_that_says_so(by: Any, plot: Callable[..., Drawn], spec: Any) -> None:
+    figure = figure_of(plot(matrix(judged([]), by, spec), spec=spec))
     assert NOTHING in words(figure)
     assert_legible(figure)
 
@@ -505,6 +529,6 @@ def test_some_flows_are_not_called_none() -> None:
 def test_a_matrix_without_rows_is_a_picture(tmp_path: Path) -> None:
     for by, plot in (("role", plot_roles), ("node", plot_nodes), ("rule", plot_rules)):
         table = matrix(judged([]), by).iloc[:0]  # type: ignore[arg-type]
-        figure = plot(table)
+        figure = figure_of(plot(table))
         assert NOTHING in words(figure)
         save_figure(figure, tmp_path / f"{by}.png")

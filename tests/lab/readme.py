@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lab import plan
-from lab.scenarios import SCENARIOS
+from lab.scenarios import EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +44,7 @@ truth beside them. `make captures` records all of it again: the packets differ, 
 | folder | what it shows |
 |---|---|
 {rows}
+| [`live/`](live/) | The offences again, counted live on the six nodes (`make lab`): flows, no packets. |
 
 What is real: etcd (three members with TLS, and etcdctl), the kernel's VXLAN, wireguard-go, nftables, TLS,
 DNS. What stands for something else: the apiserver, the supervisor, the kubelet, felix and the pods are
@@ -90,7 +91,7 @@ def folder(recording: Recording, tool: Tool, snaplen: int, truth: Truth) -> str:
         variant=recording.variant,
         command=" ".join(tool.line(f"NODE.{tool.suffix}")),
         snaplen=snaplen,
-        scenarios=_lines(f"| `{name}` | {SCENARIOS[name].summary} |" for name in truth.scenarios),
+        scenarios=_lines(f"| `{name}` | {EVERY[name].summary} |" for name in truth.scenarios),
         files=_lines(f"| `{node}.{tool.suffix}` | {_file(tool, node)} |" for node in recording.nodes),
         rows=len(truth.rows),
         findings=sum(row.expected.finding is not None for row in truth.rows.values()),
