@@ -2,6 +2,7 @@
 # make live      what live capture needs on this node (root): BCC, kernel headers; then `rke2-flows doctor`
 # make test      every check: style, types, tests (as root also eBPF and the lab's cluster)
 # make captures  record the captures again in the lab (root)
+# make docs      the documents as a site
 # make lint      style and types alone
 # make lab       the lab's cluster with its offences, a live capture on each node, and the joint report (root)
 # make bench     speed and memory beside other flow meters; minutes, and gigabytes of temporary files
@@ -16,7 +17,7 @@ C      := $(wildcard bpf/*.h bpf/*.c analyzer/capture/*.c analyzer/capture/*.h t
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo live test lint captures lab bench clean
+.PHONY: demo live test lint docs captures lab bench clean
 .DELETE_ON_ERROR:
 
 # --system-site-packages: BCC comes from the distribution, not from a package index
@@ -28,7 +29,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .stamps/test: .stamps/demo
 	deploy/packages.sh test
-	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	$(BIN)/pip install --quiet --editable '.[test,lint,docs]'
 	mkdir -p $(@D) && touch $@
 
 demo: .stamps/demo
@@ -50,7 +51,7 @@ live: .stamps/demo
 
 test: .stamps/test lint
 	@if [ "$$(id -u)" = 0 ]; then deploy/prepare-live.sh; fi
-	$(BIN)/python -m pytest -m "not alone" -n auto
+	$(BIN)/python -m pytest -m "not alone" --dist loadfile -n $$(($$(nproc) + 1))
 	$(BIN)/python -m pytest -m alone
 
 lint: .stamps/test
@@ -58,6 +59,10 @@ lint: .stamps/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	clang-format --dry-run -Werror $(C)
+
+docs: .stamps/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@printf '\nThe documents are in build/site/index.html.\n'
 
 captures: .stamps/test
 	PYTHONPATH=tests $(BIN)/python -m lab record captures

@@ -405,7 +405,26 @@ def _print_analysis(analysis: Analysis, gate: Gate) -> None:
     if analysis.sockets:
         console.show(crossing(analysis, analysis.sockets), "Documented, listening, observed")
         console.say()
+    _print_diagnoses(analysis)
     _print_findings(gate)
+
+
+def _print_diagnoses(analysis: Analysis) -> None:
+    """Named causes, where there are any."""
+    from analyzer import console
+
+    told = analysis.diagnoses.to_dict("records")
+    if told:
+        console.say(f"Diagnosis ({len(told)})", style="bold")
+    for row in told:
+        places = ", ".join(f"{found['source']} {found['first_frame']}" for found in row["evidence"])
+        console.say(f"{row['name']}, confidence {row['confidence']}:")
+        console.say(f"    {row['cause']}")
+        for word, text in (("explains", ", ".join(row["findings"])), ("capture, frame", places),
+                           ("reported as", row["issue"]), ("what to do", row["next_step"])):  # fmt: skip
+            if text:
+                console.say(f"    {word}: {text}")
+        console.say()
 
 
 def _print_findings(gate: Gate) -> None:
@@ -495,6 +514,100 @@ def _write_plots(analysis: Analysis, folder: Path) -> list[str]:
 def _window(analysis: Analysis) -> str:
     ledger = analysis.ledger
     return f"{_time(ledger['start'].min())} to {_time(ledger['end'].max())}"
+
+
+# ---- explain, cut ----
+
+FindingId = Annotated[
+    str,
+    typer.Option(
+        "--finding", "-f", help="The finding's id, as `rke2-flows check` shows it.", show_default=False
+    ),
+]
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows explain captures/ --cluster nodes.yaml --finding violation-12ae446dc0
+
+    rke2-flows explain flows/ alerts.pcapng -c nodes.yaml -f foreign-tunnel-c86293a133
+
+Needs tshark. Exit status: 2 the input or the command line is at fault, 3 tshark or pyshark is missing."""
+)
+def explain(
+    inputs: Inputs, finding: FindingId, cluster: MaybeClusterFile = None, spec: SpecName = "rke2-canal"
+) -> None:
+    """What a finding's packets carried: TLS names and certificates, HTTP requests, DNS names, banners, what
+    was inside a tunnel.
+
+    Of each flow the first 200 frames either way are looked at, and dissected those that can say something.
+    """
+    from analyzer import console
+    from analyzer.explain import explain as explained
+
+    analysis = _analysis_of(inputs, cluster, spec)
+    with console.reading(inputs) as progress, console.counting("dissecting") as dissected:
+        found = explained(inputs, analysis, finding, progress=progress, dissected=dissected)
+    for line in found.head():
+        console.say(line)
+    if not found.facts.empty:
+        console.say()
+        console.show(found.facts)
+
+
+@app.command(
+    epilog="""Examples:
+
+    rke2-flows cut captures/ --cluster nodes.yaml --finding violation-12ae446dc0 -o small.pcapng
+
+    rke2-flows cut captures/ -c nodes.yaml -f scan-059793e0f9 -o - | tshark -r -"""
+)
+def cut(
+    inputs: Inputs,
+    finding: FindingId,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Write the pcapng here; - is standard output.")
+    ],
+    cluster: MaybeClusterFile = None,
+    spec: SpecName = "rke2-canal",
+) -> None:
+    """A finding's own packets as a small capture: all of its frames, from all captures, in order of time."""
+    from analyzer import console
+    from analyzer.cut import cut as cut_out
+    from analyzer.store import replacing
+
+    if output == "-" and sys.stdout.isatty():
+        raise typer.BadParameter("a capture is no text: write it to a file, or into a pipe")
+    analysis = _analysis_of(inputs, cluster, spec)
+    with console.reading(inputs) as progress:
+        if output == "-":
+            done = cut_out(inputs, analysis, finding, sys.stdout.buffer, progress=progress)
+        else:
+            with replacing(output) as beside, beside.open("wb") as stream:
+                done = cut_out(inputs, analysis, finding, stream, progress=progress)
+    frames = ", ".join(f"{count} from {name}" for name, count in done.by_source().items())
+    console.note(f"wrote {len(done)} frames to {output}: {frames}")
+
+
+def _analysis_of(inputs: list[str], cluster: str | None, spec: str) -> Analysis:
+    """What `check` would find. Standard output stays free for what was asked for."""
+    from analyzer import console
+    from analyzer.analysis import Analysis
+    from analyzer.cluster import load_cluster
+    from analyzer.infer import infer
+    from analyzer.spec import load_spec
+    from analyzer.store import read_inputs
+
+    rules = load_spec(spec)
+    nodes = load_cluster(cluster) if cluster else None
+    with console.reading(inputs) as progress:
+        rows = read_inputs(inputs, progress=progress)
+    if nodes is None:
+        found = infer(rows)
+        console.note(f"no --cluster: inferred from the flows, {found}")
+        nodes = found.to_cluster()
+    return Analysis.of(rows, nodes, rules)
 
 
 # ---- diff ----

@@ -25,17 +25,6 @@ ZEEK = SHARED / "captures" / "zeek"
 RECORDED = PROJECT / "captures"
 
 
-#: test files that watch interfaces or measure time
-ALONE = ("test_bench", "test_doctor", "test_lab", "test_screen", "test_tc")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that no other may disturb."""
-    for item in items:
-        if item.path.stem in ALONE or item.path.stem.startswith("test_live_"):
-            item.add_marker(pytest.mark.alone)
-
-
 def require(condition: bool, reason: str) -> None:
     """Skip the running test with its reason, or fail it where REQUIRE_EBPF=1 says that none may skip."""
     if condition:

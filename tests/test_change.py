@@ -74,7 +74,7 @@ def test_nothing_changed_in_the_same_recording(name: str) -> None:
 
 
 @given(traffic(), traffic())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_new_is_what_the_other_way_round_is_gone(one: list[Frame], other: list[Frame]) -> None:
     """Runs of equal length, so that nothing is too rare."""
     runs = [

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
-from conftest import PROJECT, RECORDED
+from conftest import PROJECT, RECORDED, require_program
 
 COMMAND = Path(sys.executable).parent / "rke2-flows"
 OFFENCES = RECORDED / "offences"
@@ -142,6 +142,7 @@ def test_every_output_says_the_same(tmp_path: Path) -> None:
     assert set(document) == {
         "schema",
         "pairs",
+        "diagnoses",
         "spec",
         "cluster",
         "coverage",
@@ -343,3 +344,67 @@ def test_listening_sockets_are_set_beside_the_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"Documented, listening, observed" in done.stdout
     assert b"tcp/2222" in done.stdout
+
+
+# ---- explain, cut ----
+
+SSH = "violation-12ae446dc0"
+
+
+def test_cut_writes_a_small_capture_that_can_be_checked_again(tmp_path: Path) -> None:
+    small = tmp_path / "small.pcapng"
+    done = run("cut", OFFENCES, *CLUSTER, "--finding", SSH, "-o", small)
+    assert done.returncode == 0
+    assert done.stdout == b""
+    said = f"wrote 40 frames to {small}: 20 from agent-1.pcap, 20 from agent-3.pcap\n"
+    assert done.stderr.decode() == said
+    again = run("check", small, *CLUSTER, "--json", "-", "--fail-on", "never")
+    assert [finding["id"] for finding in json.loads(again.stdout)["findings"]] == [SSH]
+
+
+def test_cut_to_standard_output_is_the_same_file(tmp_path: Path) -> None:
+    small = tmp_path / "small.pcapng"
+    run("cut", OFFENCES, *CLUSTER, "-f", SSH, "-o", small)
+    assert run("cut", OFFENCES, *CLUSTER, "-f", SSH, "-o", "-").stdout == small.read_bytes()
+
+
+def test_cut_without_a_cluster_keeps_standard_output_clean() -> None:
+    done = run("cut", OFFENCES, "-f", "exposure-e1a5e4c329", "-o", "-")
+    assert done.stdout.startswith(b"\n\r\r\n")
+    assert done.stderr.startswith(b"no --cluster: inferred from the flows")
+
+
+def test_explain_says_what_the_packets_carried() -> None:
+    pytest.importorskip("pyshark")
+    require_program("tshark")
+    lines = ok("explain", OFFENCES, *CLUSTER, "--finding", SSH).splitlines()
+    assert lines[1] == "40 frames: 20 in agent-1.pcap, 20 in agent-3.pcap"
+    assert [line.split("  ")[0] for line in lines[3:]] == ["what", "SSH banner", "SSH banner"]
+    assert "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3" in lines[4]
+
+
+def test_explain_without_tshark_is_status_3_and_says_what_to_install(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    words = list(map(str, (COMMAND, "explain", OFFENCES, *CLUSTER, "-f", SSH)))
+    done = subprocess.run(words, env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr.startswith(b"rke2-flows: tshark is not installed")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("command", [("explain",), ("cut", "-o", "small.pcapng")])
+def test_flow_files_have_no_packets(command: tuple[str, ...], tmp_path: Path) -> None:
+    flows = tmp_path / "flows.parquet"
+    ok("flows", OFFENCES, "-o", flows)
+    done = run(command[0], flows, *CLUSTER, "-f", SSH, *command[1:], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"flow tables hold no packets" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flows.parquet"]
+
+
+def test_an_unknown_finding_leaves_no_file(tmp_path: Path) -> None:
+    done = run("cut", OFFENCES, *CLUSTER, "-f", "violation-0", "-o", tmp_path / "small.pcapng")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"rke2-flows: no finding 'violation-0' in this input")
+    assert not list(tmp_path.iterdir())

@@ -257,7 +257,7 @@ def keys_from(found: Iterable[Rows]) -> Rows:
     return np.concatenate([no_rows(), *found])
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     frames=traffic(),
     kind=st.sampled_from(sorted(FILES)),
@@ -484,7 +484,7 @@ _SEED_FILES = [
 ]
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     original=st.sampled_from(_SEED_FILES),
     damage=st.lists(st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=8)), max_size=6),

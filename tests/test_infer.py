@@ -155,7 +155,7 @@ def _flows(name: str) -> pd.DataFrame:
     return pair(_rows(RECORDED / name, 2 * fr.NS).settled())
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(RECORDINGS),
     seed=st.integers(0, 2**32 - 1),

@@ -263,7 +263,7 @@ def test_what_is_neither_is_one_clear_line(text: str, message: str, tmp_path: Pa
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_any_bytes_end_in_sockets_or_one_line(data: bytes) -> None:
     import tempfile
 

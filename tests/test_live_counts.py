@@ -435,6 +435,7 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Wire, Bla
         yield wire, Blaster(wire, folder), folder
 
 
+@pytest.mark.alone
 def test_a_frame_costs_little_in_the_kernel(silent: tuple[Wire, Blaster, Path]) -> None:
     """The best of up to five bursts of each kind: what else runs on the machine only adds."""
     wire, blaster, folder = silent
@@ -447,6 +448,7 @@ def test_a_frame_costs_little_in_the_kernel(silent: tuple[Wire, Blaster, Path]) 
     assert all(best[kind] <= limit for kind, limit in LIMITS.items()), best
 
 
+@pytest.mark.alone
 def test_user_space_is_idle_with_ten_thousand_flows(silent: tuple[Wire, Blaster, Path]) -> None:
     wire, blaster, folder = silent
     shares = []

@@ -118,7 +118,7 @@ flows = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     rows=st.lists(flows, max_size=30),
     by=st.sampled_from(["role", "node", "rule"]),

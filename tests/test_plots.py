@@ -415,7 +415,7 @@ def test_hostile_names_are_literal_in_every_format(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_any_name_becomes_a_drawable_label(name: str) -> None:
     text = label(name)
     assert len(text) <= LABEL_LIMIT

@@ -221,7 +221,7 @@ def repeats(told: dict[str, Any]) -> bool:
 
 
 @given(st.sampled_from(PLACES), st.sampled_from(WRONG))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_wrong_value_is_refused_by_both(path: tuple[str | int, ...], value: Any) -> None:
     """The validator's opinion of the parts that we read is ours."""
     told = offences()

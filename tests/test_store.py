@@ -774,7 +774,7 @@ def test_a_part_cut_anywhere(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_damaged_part_is_itself_or_one_line(data: st.DataObject, tmp_path_factory: Any) -> None:
     """Bytes turned over: CaptureError, or no difference, since pages bear checksums. What the footer says is
     not among them; then what is read is at least a table that pairs.

@@ -197,7 +197,7 @@ def drawn_flows(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(drawn_flows(), inventories(), specifications(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_verdicts_are_what_the_rules_say(
     flows: list[dict[str, Any]], cluster: Cluster, spec: Spec, plain: bool
 ) -> None:
