@@ -166,6 +166,7 @@ class Collector:
         check_machine()
         cluster, spec = self._inventory()
         self._find_place(cluster)
+        self._types = {name: _tc.link_type(name) for name in self.interfaces}
         self._make_folder()
         with ExitStack() as stack:
             token = stack.enter_context(_tc.Token())
@@ -173,7 +174,6 @@ class Collector:
                 self.teller.note(
                     f"removed a filter that a killed run left on {left.interface} ({left.direction})"
                 )
-            self._types = {name: _tc.link_type(name) for name in self.interfaces}
             if self.order.pcap:
                 stream = stack.enter_context(_created(self.order.pcap))
                 self._pcap = Writer(stream, list(self._types.items()))
