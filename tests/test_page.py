@@ -431,6 +431,7 @@ def test_sorting(shown: Shown, key: str) -> None:
 
 
 def body(it: Shown, finding: str) -> str:
+    it.tab.until(f"document.querySelector('#{finding} .body').checkVisibility()")
     text = it.tab.evaluate(f"document.querySelector('#{finding} .body').innerText")
     return str(text)
 
