@@ -146,6 +146,11 @@ class _Scene:
         dns = (inner["protocol"] == "udp") & (inner["port"] == _DNS)
         return inner[tcp | echo | dns]
 
+    @cached_property
+    def unanswered_carriers(self) -> Frame:
+        """See :func:`_unanswered_carriers`."""
+        return _unanswered_carriers(self)
+
     def errors(self, kinds: Sequence[tuple[str, int, int]]) -> Frame:
         """ICMP errors of these kinds: `by` who sent it, `about` whom it was sent to."""
         flows = self.flows[self.flows["protocol"].isin(_ICMP)]
@@ -180,11 +185,15 @@ def _index(rows: Frame, by: Sequence[str]) -> pd.MultiIndex:
 
 def _those(rows: Frame, others: Frame, by: Sequence[str]) -> Frame:
     """The rows whose key another table has too."""
+    if rows.empty or others.empty:
+        return rows[:0]
     return rows[_index(rows, by).isin(_index(others, by))]
 
 
 def _without(rows: Frame, others: Frame, by: Sequence[str]) -> Frame:
     """The rows whose key the other table has not."""
+    if rows.empty or others.empty:
+        return rows
     return rows[~_index(rows, by).isin(_index(others, by))]
 
 
@@ -306,13 +315,13 @@ def _watching(scene: _Scene, carriers: Frame) -> set[str]:
 
 
 def _vxlan_one_way(scene: _Scene) -> Frame:
-    carriers = _unanswered_carriers(scene)
+    carriers = scene.unanswered_carriers
     return carriers[~carriers["lost"]]
 
 
 def _vxlan_lost(scene: _Scene) -> Frame:
     """`sure`: the other end's capture has VXLAN, so no filter kept it out."""
-    carriers = _unanswered_carriers(scene)
+    carriers = scene.unanswered_carriers
     lost = carriers[carriers["lost"]]
     return lost.assign(sure=lost["to"].isin(scene.saw(_union(scene.carriers["witnesses"]))))
 
@@ -323,6 +332,8 @@ def _pods_stopped(scene: _Scene) -> Frame:
     A pod that ends alone leaves others; so at least two of what was asked (pod, port) must have turned, and
     nothing may have been answered afterwards.
     """
+    if scene.questions.empty:
+        return scene.questions
     asked = scene.questions.assign(good=scene.questions["outcome"] == "answered")
     asked = asked[asked["good"] | (asked["outcome"] == "unanswered")]
     last = asked[asked["good"]].groupby("to")["start"].max()
@@ -343,6 +354,8 @@ def _pods_stopped(scene: _Scene) -> Frame:
 def _tcp_lost(scene: _Scene) -> Frame:
     """Between two nodes pods' pings are answered, and of TCP nothing, whatever was asked."""
     asked = scene.questions
+    if asked.empty:
+        return asked
     good, tcp = asked["outcome"] == "answered", asked["protocol"] == "tcp"
     silent = asked[(asked["outcome"] == "unanswered") & tcp]
     silent = _those(silent, asked[good & asked["protocol"].isin(_ICMP)], _PAIR)
@@ -354,6 +367,8 @@ def _tcp_lost(scene: _Scene) -> Frame:
 
 def _two_vnis(scene: _Scene) -> Frame:
     """Between two nodes, a VNI that one CNI always uses and another one, on one carrier port."""
+    if scene.inner.empty:
+        return scene.inner
     pair = {"a": np.minimum, "b": np.maximum}
     named = scene.inner.assign(**{name: of(*_texts(scene.inner)) for name, of in pair.items()})
     ports = scene.carriers.assign(**{name: of(*_texts(scene.carriers)) for name, of in pair.items()})
@@ -387,6 +402,8 @@ def _black_hole(scene: _Scene) -> Frame:
     the sender, or whole intervals have large packets and no answer.
     """
     sent = _sent(scene)
+    if sent.empty:
+        return sent
     large = sent[sent["size"] >= _LARGE]
     few = (large["answers"] <= _FEW_ANSWERS) & (large["packets"] >= large["answers"] + _SEVERAL)
     lasting = large["end"] - large["start"] >= _STALLED
@@ -430,10 +447,9 @@ def _sent(scene: _Scene) -> Frame:
     tcp = [plain, scene.inner[scene.inner["protocol"] == "tcp"]]
     unanswered = [_one_way(rows[_is_large(rows, way)], way) for rows in tcp for way in _WAYS]
     suspects = pd.concat([_pairs_of(rows) for rows in unanswered]).drop_duplicates()
-    mine = [
-        _those(rows, pd.concat([suspects, _turned(suspects)]), _PAIR) if len(suspects) else rows[:0]
-        for rows in tcp
-    ]
+    if suspects.empty:
+        return suspects
+    mine = [_those(rows, pd.concat([suspects, _turned(suspects)]), _PAIR) for rows in tcp]
     return _connections(pd.concat([_one_way(rows, way) for rows in mine for way in _WAYS], ignore_index=True))
 
 
