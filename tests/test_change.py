@@ -5,7 +5,9 @@ recordings.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import frames as fr
@@ -25,6 +27,9 @@ from analyzer.pairs import KEY, MANY
 from analyzer.report import document
 
 Key = tuple[Any, ...]
+#: a run that is made when a test asks for it, not when the file is read
+Run = Callable[[], Document]
+late = partial(partial, run)
 
 
 def changes(old: Document, new: Document, growth: float = GROWTH) -> dict[Key, str]:
@@ -98,25 +103,25 @@ def busy(packets: int, size: int = 100, **more: Any) -> dict[str, Any]:
     )
 
 
-GROWTHS: dict[str, tuple[Document, Document, bool]] = {
-    "more than twice the packets": (run(busy(1000)), run(busy(2001)), True),
-    "twice the packets": (run(busy(1000)), run(busy(2000)), False),
-    "more in a run as much longer": (run(busy(1000)), run(busy(4000), seconds=2400), False),
-    "as many in a run shorter than half": (run(busy(1000)), run(busy(1000), seconds=299), True),
-    "below 100 packets": (run(busy(1), seconds=60), run(busy(99), seconds=60), False),
-    "100 packets": (run(busy(1), seconds=60), run(busy(100), seconds=60), True),
-    "below one packet a second": (run(busy(10), seconds=3600), run(busy(3599), seconds=3600), False),
-    "one packet a second": (run(busy(10), seconds=3600), run(busy(3600), seconds=3600), True),
-    "as many packets, larger": (run(busy(1000)), run(busy(1000, size=1000)), True),
-    "as many, larger, below 1 kB a second": (run(busy(500, 10)), run(busy(500, 1000), seconds=600), False),
-    "window not known": (run(busy(10), seconds=0), run(busy(100_000), seconds=0), False),
+GROWTHS: dict[str, tuple[Run, Run, bool]] = {
+    "more than twice the packets": (late(busy(1000)), late(busy(2001)), True),
+    "twice the packets": (late(busy(1000)), late(busy(2000)), False),
+    "more in a run as much longer": (late(busy(1000)), late(busy(4000), seconds=2400), False),
+    "as many in a run shorter than half": (late(busy(1000)), late(busy(1000), seconds=299), True),
+    "below 100 packets": (late(busy(1), seconds=60), late(busy(99), seconds=60), False),
+    "100 packets": (late(busy(1), seconds=60), late(busy(100), seconds=60), True),
+    "below one packet a second": (late(busy(10), seconds=3600), late(busy(3599), seconds=3600), False),
+    "one packet a second": (late(busy(10), seconds=3600), late(busy(3600), seconds=3600), True),
+    "as many packets, larger": (late(busy(1000)), late(busy(1000, size=1000)), True),
+    "as many, larger, below 1 kB a second": (late(busy(500, 10)), late(busy(500, 1000), seconds=600), False),
+    "window not known": (late(busy(10), seconds=0), late(busy(100_000), seconds=0), False),
 }
 
 
 @pytest.mark.parametrize("name", GROWTHS)
 def test_grown(name: str) -> None:
     old, new, grown = GROWTHS[name]
-    found = changes(old, new)
+    found = changes(old(), new())
     assert found == ({("agent-1", "server-1", "tcp", 6443): "grown"} if grown else {})
 
 
@@ -135,21 +140,25 @@ def test_several_sources_of_one_time_are_one_window() -> None:
     assert apart.window == 120
 
 
-MISSES: dict[str, tuple[Document, Document, dict[str, int]]] = {
-    "as long": (run(flow(AGENT, SERVER)), run(), {"gone": 1}),
-    "longer": (run(flow(AGENT, SERVER)), run(seconds=6000), {"gone": 1}),
-    "shorter, one flow": (run(flow(AGENT, SERVER)), run(seconds=60), {}),
-    "shorter, 30 flows": (run(*[flow(AGENT, SERVER)] * 30), run(seconds=60), {"gone": 1}),
-    "shorter, 29 flows of few packets": (run(*[flow(AGENT, SERVER, packets_in=0)] * 29), run(seconds=60), {}),
-    "shorter, one long flow": (run(busy(1000)), run(seconds=60), {"gone": 1}),
-    "window not known": (run(flow(AGENT, SERVER), seconds=0), run(seconds=0), {"gone": 1}),
+MISSES: dict[str, tuple[Run, Run, dict[str, int]]] = {
+    "as long": (late(flow(AGENT, SERVER)), late(), {"gone": 1}),
+    "longer": (late(flow(AGENT, SERVER)), late(seconds=6000), {"gone": 1}),
+    "shorter, one flow": (late(flow(AGENT, SERVER)), late(seconds=60), {}),
+    "shorter, 30 flows": (late(*[flow(AGENT, SERVER)] * 30), late(seconds=60), {"gone": 1}),
+    "shorter, 29 flows, few packets": (
+        late(*[flow(AGENT, SERVER, packets_in=0)] * 29),
+        late(seconds=60),
+        {},
+    ),
+    "shorter, one long flow": (late(busy(1000)), late(seconds=60), {"gone": 1}),
+    "window not known": (late(flow(AGENT, SERVER), seconds=0), late(seconds=0), {"gone": 1}),
 }
 
 
 @pytest.mark.parametrize("name", MISSES)
 def test_gone(name: str) -> None:
     old, new, expected = MISSES[name]
-    change = compare(old, new)
+    change = compare(old(), new())
     assert change.pairs["change"].value_counts().to_dict() == expected
     assert any("too rare" in note for note in change.notes) is not bool(expected)
 
