@@ -16,6 +16,8 @@ C      := $(wildcard bpf/*.h bpf/*.c analyzer/capture/*.c analyzer/capture/*.h t
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# tests start hundreds of commands: they are compiled once
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo live test lint docs captures lab bench clean
 .DELETE_ON_ERROR:
