@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ ADDRESS = np.dtype("V16")
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
 
+_NOTHING = np.zeros((), "V1")
 _SEED = int.from_bytes(os.urandom(8), "little")
 
 
@@ -32,13 +34,13 @@ def group(keys: npt.NDArray[np.uint8]) -> tuple[Indices, Indices]:
 
 def pack(*columns: Array) -> npt.NDArray[np.uint8]:
     """Columns side by side as bytes, padded to whole words: keys for :func:`group`. Shape (n, width)."""
-    widths = [c.dtype.itemsize * (c.shape[1] if c.ndim > 1 else 1) for c in columns]
-    parts = [
-        np.ascontiguousarray(c).view(np.uint8).reshape(len(c), width)
-        for c, width in zip(columns, widths, strict=True)
-    ]
-    pad = -sum(p.shape[1] for p in parts) % 8
-    return np.concatenate([*parts, np.zeros((len(columns[0]), pad), np.uint8)], axis=1)
+    fields = [(f"f{i}", c.dtype, c.shape[1:]) for i, c in enumerate(columns)]
+    width = sum(np.dtype((dtype, shape)).itemsize for _, dtype, shape in fields)
+    keys = np.empty(len(columns[0]), [*fields, ("pad", "V1", (-width % 8,))])
+    for (name, _, _), column in zip(fields, columns, strict=True):
+        keys[name] = column
+    keys["pad"] = _NOTHING
+    return keys.view(np.uint8).reshape(len(keys), keys.dtype.itemsize)
 
 
 class Groups:
@@ -47,12 +49,25 @@ class Groups:
     """
 
     def __init__(self, numbers: Indices, count: int) -> None:
-        self.order = np.argsort(numbers, kind="stable")
-        self.starts = np.searchsorted(numbers[self.order], np.arange(count))
+        self._numbers, self._count = numbers, count
+
+    @cached_property
+    def order(self) -> Indices:
+        """The rows, those of one group together."""
+        return np.argsort(self._numbers, kind="stable")
+
+    @cached_property
+    def starts(self) -> Indices:
+        """Where in `order` each group begins."""
+        return np.searchsorted(self._numbers[self.order], np.arange(self._count))
 
     def reduce(self, function: np.ufunc, values: Array) -> Array:
-        """`function` over each group's values, in the values' dtype. Shape (count,)."""
-        if not len(self.starts):
-            return values[:0]
-        result: Array = function.reduceat(values[self.order], self.starts, dtype=values.dtype)
+        """`function` (a sum, a bound or a bitwise or) over each group's values, in the values' dtype. Shape
+        (count,).
+        """
+        result = np.zeros(self._count, values.dtype)
+        if function is not np.add or self._count == len(self._numbers):
+            result[self._numbers] = values  # a bound may begin with any value of the group, and meet it again
+        if self._count < len(self._numbers):
+            function.at(result, self._numbers, np.ascontiguousarray(values))
         return result

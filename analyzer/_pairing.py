@@ -44,13 +44,15 @@ _FRAGMENTATION_NEEDED = np.uint32(1 << 4)  # RFC 792 code 4 is path MTU discover
 class Tuples:
     """What all rows of a tuple show together. `of_row`: tuple of each row; the rest has shape (t,).
 
-    `type`: ICMP type, replies named as their requests, else 0. `asks`: 1 for an ICMP request, -1 for a
-    reply, 0 for all else.
+    `protocol`, `ports`: of its key; the ports of ICMP are 0. `type`: ICMP type, replies named as their
+    requests, else 0. `asks`: 1 for an ICMP request, -1 for a reply, 0 for all else.
     `reverse`: sent by the connection's higher end.
     """
 
     of_row: Indices
     key: Rows
+    protocol: npt.NDArray[np.uint8]
+    ports: dict[str, npt.NDArray[np.uint16]]
     events: Array
     flags: Array
     unreachable: Array
@@ -110,13 +112,17 @@ def _tuples(rows: Rows) -> Tuples:
     names = ("src", "dst", "src_port", "dst_port", "vni", "protocol", "tunnel")
     numbers, first = group(pack(*(rows[name] for name in names)))
     groups = Groups(numbers, len(first))
-    key = rows[first]
-    type_, asks = _request_types(key)
+    key = rows[first] if len(first) < len(rows) else rows
+    protocol = np.ascontiguousarray(key["protocol"])
+    ports = {side: _port(key, protocol, side) for side in ("src", "dst")}
+    type_, asks = _request_types(key, protocol)
     events = groups.reduce(np.bitwise_or, rows["events"])
     carrier = (events & np.uint8(EVENT_CARRIER)) > 0
     return Tuples(
         numbers,
         key,
+        protocol,
+        ports,
         events,
         groups.reduce(np.bitwise_or, rows["tcp_flags"]),
         groups.reduce(np.bitwise_or, rows["unreachable"]),
@@ -124,35 +130,37 @@ def _tuples(rows: Rows) -> Tuples:
         groups.reduce(np.minimum, rows["start"]),
         type_,
         asks,
-        _less(_end(key, "dst"), _end(key, "src")) & ~carrier,
+        _less(_end(key, ports, "dst"), _end(key, ports, "src")) & ~carrier,
         carrier,
     )
 
 
-def _request_types(key: Rows) -> tuple[npt.NDArray[np.uint16], Signs]:
-    types = np.where(_is_icmp(key["protocol"]), key["src_port"], 0).astype(np.uint16)
-    asks = np.zeros(len(key), np.int8)
-    for protocol, requests in _REQUESTS.items():
+def _request_types(key: Rows, protocol: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint16], Signs]:
+    types, asks = np.zeros(len(key), np.uint16), np.zeros(len(key), np.int8)
+    for number, requests in _REQUESTS.items():
+        mine = np.flatnonzero(protocol == number)
+        said = key["src_port"][mine]
+        types[mine] = said
         for reply, request in requests.items():
-            is_reply = (key["protocol"] == protocol) & (types == reply)
-            asks[(key["protocol"] == protocol) & (types == request)] = 1
-            asks[is_reply] = -1
-            types[is_reply] = request
+            asks[mine[said == request]] = 1
+            asks[mine[said == reply]] = -1
+            types[mine[said == reply]] = request
     return types, asks
 
 
 def _is_icmp(protocol: Array) -> Booleans:
-    return np.isin(protocol, (ICMP, ICMPV6))
+    icmp: Booleans = (protocol == ICMP) | (protocol == ICMPV6)
+    return icmp
 
 
-def _port(key: Rows, side: str) -> npt.NDArray[np.uint16]:
+def _port(key: Rows, protocol: npt.NDArray[np.uint8], side: str) -> npt.NDArray[np.uint16]:
     """The port of a side; ICMP has none."""
-    return np.where(_is_icmp(key["protocol"]), 0, key[f"{side}_port"]).astype(np.uint16)
+    return np.where(_is_icmp(protocol), np.uint16(0), key[f"{side}_port"])
 
 
-def _end(key: Rows, side: str) -> tuple[Array, ...]:
+def _end(key: Rows, ports: dict[str, npt.NDArray[np.uint16]], side: str) -> tuple[Array, ...]:
     halves = np.ascontiguousarray(key[side]).view(">u8").reshape(-1, 2).astype(np.uint64)
-    return halves[:, 0], halves[:, 1], _port(key, side)
+    return halves[:, 0], halves[:, 1], ports[side]
 
 
 def _less(a: tuple[Array, ...], b: tuple[Array, ...]) -> Booleans:
@@ -167,19 +175,17 @@ def _less(a: tuple[Array, ...], b: tuple[Array, ...]) -> Booleans:
 
 
 def _connections(t: Tuples) -> Connections:
-    icmp = _is_icmp(t.key["protocol"])
+    icmp = _is_icmp(t.protocol)
     ends = [(np.where(t.reverse, t.key[b], t.key[a])) for a, b in (("src", "dst"), ("dst", "src"))]
-    ports = [
-        np.where(t.reverse, _port(t.key, b), _port(t.key, a)) for a, b in (("src", "dst"), ("dst", "src"))
-    ]
+    ports = [np.where(t.reverse, t.ports[b], t.ports[a]) for a, b in (("src", "dst"), ("dst", "src"))]
     code = np.where(icmp, t.key["dst_port"], 0).astype(np.uint16)
-    plain = pack(*ends, *ports, t.type, code, t.key["protocol"], t.carrier.view(np.uint8))
+    plain = pack(*ends, *ports, t.type, code, t.protocol, t.carrier.view(np.uint8))
     numbers, first = group(np.concatenate([plain, pack(t.key["vni"], t.key["tunnel"])], axis=1))
     apart = _is_tunnel_end(t, *ends)[first]
     of_tuple = _fold_plain(plain[first], t.key["tunnel"][first] > 0, apart)[numbers]
     low, high = (_sent_by(of_tuple, t, reverse, len(first)) for reverse in (False, True))
     either = np.where(low >= 0, low, high)
-    return Connections(of_tuple, low, high, either, t.carrier[either], t.key["protocol"][either])
+    return Connections(of_tuple, low, high, either, t.carrier[either], t.protocol[either])
 
 
 def _is_tunnel_end(t: Tuples, low: Array, high: Array) -> Booleans:
@@ -260,7 +266,7 @@ def _directions(
 
 
 def _ports(t: Tuples, c: Connections) -> tuple[Array, Array]:
-    src, dst = _port(t.key, "src")[c.any], _port(t.key, "dst")[c.any]
+    src, dst = t.ports["src"][c.any], t.ports["dst"][c.any]
     return np.where(c.low >= 0, src, dst), np.where(c.low >= 0, dst, src)
 
 
@@ -351,9 +357,12 @@ def _carrier_answered(t: Tuples, c: Connections) -> Booleans:
     """The other end sent carriers too: judged by address pair and destination port, since the source port is
     a hash.
     """
-    key = t.key[c.any]
+    carriers = np.flatnonzero(c.carrier)
+    key = t.key[c.any[carriers]]
     there, back = (pack(key[a], key[b], key["dst_port"]) for a, b in (("src", "dst"), ("dst", "src")))
     numbers, first = group(np.concatenate([there, back]))
     sent = np.zeros(len(first), bool)
-    sent[numbers[: len(key)][c.carrier]] = True
-    return c.carrier & sent[numbers[len(key) :]]
+    sent[numbers[: len(key)]] = True
+    answered = np.zeros(len(c.carrier), bool)
+    answered[carriers] = sent[numbers[len(key) :]]
+    return answered

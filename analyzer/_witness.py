@@ -24,6 +24,7 @@ Booleans = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.uint64]
 Window = tuple[int, int]
 _TOP = np.uint64(2**63)
+_SPARSE = 16  # places for each element that a table of flags may have
 _FEW = 32  # observers of one flow; a flow of more has its names joined one by one
 
 
@@ -57,13 +58,13 @@ def stand_for(
     # observer
     unit = (np.array(chain or [0])[rows["interface"]] * 4 + rows["direction"]) * 2 + (rows["tunnel"] > 0)
     first, packets, octets, turn = _unit_sums(rows, flow, inward, unit, turn)
-    best = _first_of(
-        (flow[first] * 2 + inward[first], cluster[first]), (_TOP - packets, _TOP - octets, turn, unit[first])
-    )
+    way = flow[first] * 2 + inward[first]
+    apart = group(pack(way, cluster[first]))[0] if cluster.any() else way
+    best = _first_of(apart, (_TOP - packets, _TOP - octets, turn, unit[first]))
     totals = np.zeros((2, flows * 2), np.uint64)
-    np.add.at(totals[0], flow[first[best]] * 2 + inward[first[best]], packets[best])
-    np.add.at(totals[1], flow[first[best]] * 2 + inward[first[best]], octets[best])
-    lead = best[_first_of((flow[first[best]],), (_TOP - packets[best], turn[best]))]
+    np.add.at(totals[0], way[best], packets[best])
+    np.add.at(totals[1], way[best], octets[best])
+    lead = best[_first_of(flow[first[best]], (_TOP - packets[best], turn[best]))]
     observer = np.array(order, np.intp)[turn[lead]]
     return Fullest(
         totals[0].reshape(-1, 2), totals[1].reshape(-1, 2), observer, _first_frames(rows, flow, observer)
@@ -76,23 +77,33 @@ def _unit_sums(
     """Rows of one flow, direction and unit of observation added up: first row of each sum, packets, bytes,
     least turn.
     """
+    if _all_differ(flow * 2 + inward, unit):
+        return np.arange(len(rows)), rows["packets"], rows["bytes"], turn
     numbers, first = group(pack(flow, unit, inward))
-    if len(first) == len(rows):
-        return first, rows["packets"], rows["bytes"], turn
     groups = Groups(numbers, len(first))
     sums = [groups.reduce(np.add, rows[name]).astype(np.uint64) for name in ("packets", "bytes")]
     return first, sums[0], sums[1], groups.reduce(np.minimum, turn).astype(np.intp)
 
 
-def _first_of(keys: tuple[Array, ...], rank: tuple[Array, ...]) -> Indices:
-    """Of each distinct key the element that comes first by rank."""
-    order = np.lexsort((*reversed(rank), *reversed(keys)))
-    changed = np.zeros(len(order), bool)
-    changed[:1] = True
-    for key in keys:
-        changed[1:] |= key[order][1:] != key[order][:-1]
-    result: Indices = order[changed]
-    return result
+def _all_differ(one: Indices, other: Indices) -> bool:
+    """Whether no two elements are equal in both; may say no where they differ, if the numbers are large."""
+    width = int(other.max(initial=0)) + 1
+    size = (int(one.max(initial=0)) + 1) * width
+    return size <= _SPARSE * len(one) and bool(np.bincount(one * width + other, minlength=size).max() <= 1)
+
+
+def _first_of(key: Indices, rank: tuple[Array, ...]) -> Indices:
+    """Of each distinct key the element that comes first by rank, in the order of the keys. `key`: none
+    negative, and not much greater than there are elements.
+    """
+    left = np.arange(len(key))
+    for values in rank:
+        least = np.full(int(key.max(initial=-1)) + 1, np.iinfo(values.dtype).max, values.dtype)
+        np.minimum.at(least, key[left], values[left])
+        left = left[values[left] == least[key[left]]]
+    place = np.full(int(key.max(initial=-1)) + 1, -1)
+    place[key[left[::-1]]] = left[::-1]
+    return place[place >= 0]
 
 
 def _first_frames(rows: Rows, flow: Indices, observer: Indices) -> Counts:
@@ -168,6 +179,8 @@ def witnesses(rows: Rows, flow: Indices, flows: int, names: Sequence[str]) -> pd
     staying one.
     """
     ordered = sorted(set(names)) or [""]
+    if len(ordered) == 1 and flows:
+        return pd.Categorical.from_codes(np.zeros(flows, np.int8), pd.Index(ordered, dtype="str"))
     position = {name: i for i, name in enumerate(ordered)}
     rank = np.array([position[name] for name in names] or [0])
     pairs = np.unique(flow * len(ordered) + rank[rows["interface"]])
