@@ -15,9 +15,11 @@ from analyzer.cards import card
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.findings import find
 from analyzer.flows import PROTOCOL_NUMBERS, pair
+from analyzer.infer import doubted
 from analyzer.listeners import Listening, remark
 from analyzer.matrices import By, matrix
-from analyzer.report import summary
+from analyzer.pairs import pairs
+from analyzer.report import summary, sums
 from analyzer.rows import Coverage, OneWay
 from analyzer.spec import DEFAULT_SPEC, PORTED, PROTOCOLS, Spec, load_spec
 from analyzer.store import read_inputs
@@ -49,7 +51,8 @@ class Analysis:
     """What one run found out.
 
     `flows`: the judged flow table (:data:`analyzer.flows.COLUMNS` and :data:`analyzer.verdict.COLUMNS`).
-    `coverage`: a ledger for each source. `sockets`: what nodes listen on, where that is known.
+    `coverage`: a ledger for each source. `sockets`: what nodes listen on, where that is known. `doubtful`:
+    of an inferred cluster, the private addresses outside of it (:func:`analyzer.infer.doubtful`).
     """
 
     flows: pd.DataFrame
@@ -57,6 +60,7 @@ class Analysis:
     spec: Spec
     coverage: tuple[Coverage, ...] = field(default_factory=tuple)
     sockets: tuple[Listening, ...] = ()
+    doubtful: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, rows: OneWay, cluster: Cluster, spec: Spec, sockets: Iterable[Listening] = ()) -> Analysis:
@@ -69,7 +73,8 @@ class Analysis:
     def findings(self) -> pd.DataFrame:
         """:data:`analyzer.findings.COLUMNS`, the gravest first."""
         known = (self.flows, self.cluster, self.spec, self.coverage)
-        return find(*known, remark(*known, self.sockets) if self.sockets else ())
+        found = find(*known, remark(*known, self.sockets) if self.sockets else ())
+        return doubted(found, self.doubtful) if self.doubtful else found
 
     @cached_property
     def diagnoses(self) -> pd.DataFrame:
@@ -77,6 +82,16 @@ class Analysis:
         from analyzer.diagnosis import diagnose  # noqa: PLC0415  only where it is asked
 
         return diagnose(self)
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """See :func:`analyzer.pairs.pairs`."""
+        return pairs(self.flows)
+
+    @cached_property
+    def sums(self) -> dict[str, dict[str, dict[str, int]]]:
+        """See :func:`analyzer.report.sums`."""
+        return sums(self.flows)
 
     def matrix(self, by: By = "role") -> pd.DataFrame:
         """See :func:`analyzer.matrices.matrix`."""

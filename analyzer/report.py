@@ -5,20 +5,55 @@ number of its own.
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from analyzer.pairs import pairs
 from analyzer.verdict import SCOPES, VERDICTS
 
 if TYPE_CHECKING:
-    from analyzer.analysis import Analysis
+    from analyzer.cluster import Cluster
     from analyzer.matrices import By
+    from analyzer.spec import Spec
 
 SCHEMA = 1
 MATRICES: tuple[By, ...] = ("role", "node", "rule")
+
+
+class Told(Protocol):
+    """What a document is made of: an Analysis, or the Overview that workers make."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """As given."""
+
+    @property
+    def spec(self) -> Spec:
+        """As given."""
+
+    @property
+    def ledger(self) -> pd.DataFrame:
+        """A row for each source."""
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """:data:`analyzer.findings.COLUMNS`."""
+
+    @property
+    def diagnoses(self) -> pd.DataFrame:
+        """:data:`analyzer.diagnosis.COLUMNS`."""
+
+    @property
+    def pairs(self) -> pd.DataFrame:
+        """:data:`analyzer.pairs.COLUMNS`."""
+
+    @property
+    def sums(self) -> dict[str, dict[str, dict[str, int]]]:
+        """See :func:`sums`."""
+
+    def matrix(self, by: By) -> pd.DataFrame:
+        """See :func:`analyzer.matrices.matrix`."""
 
 
 def analyzer_version() -> str:
@@ -29,7 +64,7 @@ def analyzer_version() -> str:
         return "unknown"
 
 
-def document(analysis: Analysis) -> dict[str, Any]:
+def document(analysis: Told) -> dict[str, Any]:
     """The whole result as values that JSON can hold. Times are ISO 8601 in UTC, counts integers."""
     return {
         "schema": SCHEMA,
@@ -39,18 +74,18 @@ def document(analysis: Analysis) -> dict[str, Any]:
         "coverage": records(analysis.ledger),
         "summary": summary(analysis),
         "matrix": {by: records(analysis.matrix(by).reset_index()) for by in MATRICES},
-        "pairs": records(pairs(analysis.flows)),
+        "pairs": records(analysis.pairs),
         "findings": records(analysis.findings),
         "diagnoses": records(analysis.diagnoses),
     }
 
 
-def _spec(analysis: Analysis) -> dict[str, Any]:
+def _spec(analysis: Told) -> dict[str, Any]:
     spec = analysis.spec
     return {"name": spec.name, "title": spec.title, "source": spec.source, "rules": records(spec.to_frame())}
 
 
-def _cluster(analysis: Analysis) -> dict[str, Any]:
+def _cluster(analysis: Told) -> dict[str, Any]:
     cluster = analysis.cluster
     return {
         "name": cluster.name,
@@ -60,16 +95,18 @@ def _cluster(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def summary(analysis: Analysis) -> dict[str, Any]:
+def summary(analysis: Told) -> dict[str, Any]:
     """Flows, packets and bytes by verdict and by scope, findings by severity and kind."""
-    flows, findings = analysis.flows, analysis.findings
-    return {
-        "verdicts": _sums(flows, "verdict", VERDICTS),
-        "scopes": _sums(flows, "scope", SCOPES),
-        "findings": {
-            by: findings[by].value_counts().sort_index().astype(int).to_dict() for by in ("severity", "kind")
-        },
+    findings = analysis.findings
+    counts = {
+        by: findings[by].value_counts().sort_index().astype(int).to_dict() for by in ("severity", "kind")
     }
+    return {**analysis.sums, "findings": counts}
+
+
+def sums(flows: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
+    """Flows, packets and bytes of judged flows, by verdict and by scope."""
+    return {"verdicts": _sums(flows, "verdict", VERDICTS), "scopes": _sums(flows, "scope", SCOPES)}
 
 
 def _sums(flows: pd.DataFrame, by: str, names: tuple[str, ...]) -> dict[str, dict[str, int]]:

@@ -1,0 +1,240 @@
+"""Inputs by path or by address (`s3://bucket/day/`, `gs://`, `abfs://` and whatever else fsspec knows). Rule:
+lists them and brings their bytes; what the bytes mean is for others to say.
+
+fsspec is an extra, and so is what speaks to each kind of store; a path needs neither.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from analyzer import store as tables
+from analyzer.capture.offline import Progress, read_capture, source_names
+from analyzer.errors import AnalyzerError, CaptureError, LiveError
+from analyzer.rows import merge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from analyzer.rows import OneWay
+
+_BUFFER = 8 << 20  # bytes asked of a store at once
+_HEAD = 64  # bytes that tell what a file is
+_PEEKS = 32  # objects whose first bytes are asked for at a time
+
+
+class Input(NamedTuple):
+    """A capture, a flow file or a part. `kind`: as :func:`analyzer.store.kind_of` has it; `size`: bytes, 0
+    where not known.
+    """
+
+    address: str
+    kind: str
+    size: int
+
+
+def is_address(given: str | os.PathLike[str]) -> bool:
+    """Whether it is an address rather than a path."""
+    return "://" in str(given)
+
+
+def find_inputs(given: Sequence[str | Path]) -> list[Input]:
+    """Files as they are, folders as the captures, flow files and parts in them, by name; each once.
+
+    Paths become absolute, since a worker may stand in another folder. Raises CaptureError where one is
+    missing, where a folder holds none, and for standard input, which cannot be read elsewhere; LiveError
+    where what speaks to a store is not installed.
+    """
+    found = [one for each in given for one in (_listed(str(each)) if is_address(each) else _local(each))]
+    return list({one.address: one for one in found}.values())
+
+
+def _local(given: str | Path) -> list[Input]:
+    if str(given) == "-":
+        raise CaptureError(
+            "standard input cannot be read by workers", where="-", next_step="write it to a file first"
+        )
+    return [
+        Input(os.path.abspath(path), tables.kind_of(path), _size(path)) for path in tables.expand([given])
+    ]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+# ---- reading ----
+
+
+class Source(NamedTuple):
+    """An input and, for a capture, what it is called."""
+
+    input: Input
+    name: str
+
+
+def sources(found: Sequence[Input]) -> list[Source]:
+    """Captures first, each with the name that :func:`analyzer.store.read_inputs` gives it."""
+    captures = [one for one in found if one.kind not in tables.FLOW_FILES]
+    names = source_names([one.address for one in captures])
+    rest = [one for one in found if one.kind in tables.FLOW_FILES]
+    return [*map(Source, captures, names), *(Source(one, "") for one in rest)]
+
+
+def read(source: Source, interval: int = 0) -> OneWay:
+    """One input as one-way rows. Raises CaptureError with its address where it cannot be read."""
+    address = source.input.address
+    if not is_address(address) and not os.path.exists(address):
+        raise CaptureError(
+            "is not there where it is read",
+            where=address,
+            next_step="workers read paths themselves: give a folder that all of them have, or an address",
+        )
+    with local_copy(address) as path:
+        try:
+            return read_capture(path, source.name, interval) if source.name else tables.read_flows(path)
+        except AnalyzerError as error:
+            raise type(error)(error.what, where=address, next_step=error.next_step) from error
+
+
+def read_inputs(
+    given: Sequence[str | Path], *, interval: int = 0, progress: Progress = lambda _: None
+) -> OneWay:
+    """As :func:`analyzer.store.read_inputs`, and addresses too."""
+    if not any(map(is_address, given)):
+        return tables.read_inputs(given, interval=interval, progress=progress)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return merge(list(threads.map(lambda one: read(one, interval), sources(find_inputs(given)))))
+
+
+# ---- stores ----
+
+
+def _listed(address: str) -> list[Input]:
+    with _told(address):
+        store, place = _store(address)
+        if store.isfile(place):
+            sizes = {place: store.info(place)["size"]}
+        else:
+            details = store.find(place, detail=True)
+            sizes = {name: details[name]["size"] for name in sorted(details)}
+        # an empty object is none of them, and has no first bytes to ask for
+        shown = [name for name in sizes if sizes[name] != 0 and not _is_hidden(name, place)]
+        with ThreadPoolExecutor(_PEEKS) as threads:
+            kinds = list(threads.map(lambda name: _kind(store.cat_file(name, start=0, end=_HEAD)), shown))
+    found = [
+        Input(store.unstrip_protocol(name), kind, int(sizes[name] or 0))
+        for name, kind in zip(shown, kinds, strict=True)
+        if kind
+    ]
+    if not found:
+        raise CaptureError(
+            "no capture and no flow file at this address",
+            where=address,
+            next_step="give the address of a pcap, pcapng or Parquet file, or of a folder with some",
+        )
+    return found
+
+
+def _kind(head: bytes) -> str:
+    """What a file is that begins with these bytes."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(head)
+        file.flush()
+        return tables.kind_of(Path(file.name))
+
+
+def _is_hidden(name: str, below: str) -> bool:
+    return any(part.startswith(".") for part in name.removeprefix(below).split("/"))
+
+
+@contextmanager
+def local_copy(address: str) -> Iterator[Path]:
+    """A file of this machine with the same bytes and the same name, for as long as it is needed; a path is
+    that file itself.
+    """
+    if not is_address(address):
+        yield Path(address)
+        return
+    with tempfile.TemporaryDirectory(prefix="rke2-flows-") as folder:
+        copy = Path(folder) / (Path(address).name or "input")
+        with opened(address) as source, copy.open("wb") as target:
+            while block := source.read(_BUFFER):
+                target.write(block)
+        yield copy
+
+
+@contextmanager
+def opened(address: str) -> Iterator[IO[bytes]]:
+    """The bytes at an address, buffered, from the first on. Raises CaptureError where they cannot be read."""
+    with _told(address):
+        store, place = _store(address)
+        raw = store.open(place, "rb", block_size=_BUFFER, cache_type="readahead")
+    with _told(address), io.BufferedReader(raw) as stream:
+        yield stream
+
+
+def put(path: Path, address: str) -> None:
+    """Copies a file of this machine to a path or an address, in one step where the store can."""
+    with _told(address, "written", "check the address and the rights"):
+        store, place = _store(address)
+        store.put_file(str(path), place)
+
+
+def is_empty(folder: str) -> bool:
+    """Whether nothing is in a folder yet, or no such folder is there."""
+    with _told(folder, "read", "check the address and the rights"):
+        store, place = _store(folder)
+        return not store.exists(place) or not store.find(place)
+
+
+def make_folder(folder: str) -> None:
+    """Makes a folder where there is none; a store that has no folders makes nothing."""
+    with _told(folder, "written", "check the place and the rights"):
+        store, place = _store(folder)
+        store.makedirs(place, exist_ok=True)
+
+
+def _store(address: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise LiveError(
+            "fsspec, which reads addresses, is not installed",
+            where=address,
+            next_step="pip install 'rke2-flows[cluster]'",
+        ) from error
+    store, place = url_to_fs(address)
+    return store, str(place)
+
+
+@contextmanager
+def _told(
+    address: str, done: str = "read", advice: str = "check the address, the rights and the network"
+) -> Iterator[None]:
+    """What a store raises, as AnalyzerError. Each has errors of its own, so all that are errors count."""
+    try:
+        yield
+    except AnalyzerError:
+        raise
+    except ImportError as error:
+        raise LiveError(
+            f"what speaks to this store is not installed: {error}",
+            where=address,
+            next_step="install it beside rke2-flows, here and on the workers: s3fs for s3://, gcsfs for "
+            "gs://, adlfs for abfs://",
+        ) from error
+    except FileNotFoundError as error:
+        raise CaptureError("there is nothing at this address", where=address, next_step=advice) from error
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise CaptureError(f"cannot be {done}: {words}", where=address, next_step=advice) from error

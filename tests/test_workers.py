@@ -1,0 +1,369 @@
+"""One run on many workers. Rule: what is expected is the run on one; workers are processes, the store speaks
+S3 over loopback, and nothing here leaves the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import socket
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import RECORDED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analyzer import Analysis, analyze, load_cluster, workers
+from analyzer import pairs as pairs_room
+from analyzer.addresses import find_inputs, is_empty, read_inputs
+from analyzer.errors import AnalyzerError, CaptureError, LiveError
+from analyzer.flows import parse_address
+from analyzer.report import MATRICES, summary
+from analyzer.rows import ROW, Coverage, Observer, OneWay
+from analyzer.store import read_flow_file, write_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from analyzer.overview import Overview
+
+pytest.importorskip("distributed", reason="Dask is an extra")
+
+RECORDINGS = ("any", "live", "offences")
+BUCKET = "captures"
+
+
+def cluster_of(folder: Path) -> Path:
+    return folder / "cluster.yaml"
+
+
+def assert_as_on_one(found: Overview, whole: Analysis) -> None:
+    pd.testing.assert_frame_equal(found.findings, whole.findings)
+    for by in MATRICES:
+        pd.testing.assert_frame_equal(found.matrix(by), whole.matrix(by))
+    known = summary(whole)
+    assert found.sums == {by: known[by] for by in found.sums}
+    pd.testing.assert_frame_equal(found.pairs, pairs_room.pairs(whole.flows))
+    assert found.coverage == whole.coverage
+    pd.testing.assert_frame_equal(found.ledger, whole.ledger)
+
+
+@contextmanager
+def two_workers() -> Iterator[Any]:
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    ) as local:  # fmt: skip
+        yield local
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an S3 store on loopback that holds the recordings."""
+    pytest.importorskip("s3fs", reason="s3fs is for s3:// alone")
+    moto = pytest.importorskip("moto.server", reason="moto is the S3 of these tests")
+    import fsspec
+
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "none",
+            "AWS_SECRET_ACCESS_KEY": "none",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }.items():
+            patch.setenv(name, value)
+        store = fsspec.filesystem("s3")
+        store.mkdir(BUCKET)
+        for name in RECORDINGS:
+            store.put(f"{RECORDED / name}/", f"{BUCKET}/{name}/", recursive=True)
+        yield f"s3://{BUCKET}"
+        store.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def scheduler(bucket: str) -> Iterator[str]:
+    with two_workers() as local:
+        yield local.scheduler_address
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_two_processes_find_what_one_finds(name: str, scheduler: str) -> None:
+    folder = RECORDED / name
+    found = workers.analyze(folder, cluster=cluster_of(folder), scheduler=scheduler)
+    assert_as_on_one(found, analyze(folder, cluster=cluster_of(folder)))
+
+
+@pytest.mark.parametrize("name", ["live", "offences"])
+def test_an_s3_address(name: str, bucket: str, scheduler: str) -> None:
+    """Parts and captures, listed here, read there."""
+    folder = RECORDED / name
+    found = workers.analyze(f"{bucket}/{name}/", cluster=cluster_of(folder), scheduler=scheduler)
+    assert_as_on_one(found, analyze(folder, cluster=cluster_of(folder)))
+
+
+def test_an_address_without_workers(bucket: str) -> None:
+    folder = RECORDED / "offences"
+    cluster = load_cluster(cluster_of(folder))
+    whole = analyze(folder, cluster=cluster)
+    rows = read_inputs([f"{bucket}/offences/"])
+    pd.testing.assert_frame_equal(Analysis.of(rows, cluster, whole.spec).findings, whole.findings)
+    mixed = read_inputs([f"{bucket}/offences/agent-1.pcap", folder / "server-1.pcap"])
+    assert {ledger.source for ledger in mixed.coverage} == {"agent-1.pcap", "server-1.pcap"}
+
+
+def test_flows_written_by_workers_are_read_back(bucket: str, scheduler: str, tmp_path: Path) -> None:
+    """To a path and to an address; all files together have the ledgers once."""
+    folder = RECORDED / "offences"
+    whole = analyze(folder, cluster=cluster_of(folder))
+    for place in (str(tmp_path / "judged"), f"{bucket}/judged"):
+        workers.analyze(folder, cluster=cluster_of(folder), scheduler=scheduler, folder=place)
+        again = Analysis.of(read_inputs([place]), whole.cluster, whole.spec)
+        pd.testing.assert_frame_equal(
+            again.findings.drop(columns="evidence"), whole.findings.drop(columns="evidence")
+        )
+        assert sorted(again.coverage, key=str) == sorted(whole.coverage, key=str)
+        assert not is_empty(place)
+        with pytest.raises(CaptureError, match="something is in this folder"):
+            workers.analyze(folder, cluster=cluster_of(folder), scheduler=scheduler, folder=place)
+    tables = [read_flow_file(path).table for path in sorted((tmp_path / "judged").iterdir())]
+    assert sum(map(len, tables)) == len(whole.flows)
+    assert sum(int(table["bytes_out"].sum()) for table in tables) == int(whole.flows["bytes_out"].sum())
+
+
+def test_flows_without_a_cluster(scheduler: str, tmp_path: Path) -> None:
+    folder = RECORDED / "offences"
+    whole = analyze(folder, cluster=cluster_of(folder))
+    count, coverage = workers.flows(folder, folder=tmp_path / "flows", scheduler=scheduler)
+    assert (count, coverage) == (len(whole.flows), whole.coverage)
+    tables = [read_flow_file(path).table for path in sorted((tmp_path / "flows").iterdir())]
+    assert sum(map(len, tables)) == count
+
+
+# ---- a worker dies ----
+
+
+def test_a_worker_killed_in_the_middle(tmp_path: Path) -> None:
+    """SIGKILL to a worker's process while it has results that others need: nothing is missing, nothing is
+    twice, neither in findings nor in files.
+    """
+    for source in sorted((RECORDED / "offences").glob("*.pcap")):
+        for copy in range(6):
+            shutil.copy(source, tmp_path / f"{source.stem}-{'abcdef'[copy]}.pcap")
+    cluster = cluster_of(RECORDED / "offences")
+    whole = analyze(tmp_path, cluster=cluster)
+    killed: list[tuple[int, int]] = []
+    with two_workers() as local:
+        first = local.workers[0].pid
+
+        def kill(done: int, tasks: int) -> None:
+            if not killed and tasks // 5 < done < tasks:
+                os.kill(first, signal.SIGKILL)
+                killed.append((done, tasks))
+
+        found = workers.analyze(
+            tmp_path,
+            cluster=cluster,
+            scheduler=local.scheduler_address,
+            folder=tmp_path / "out",
+            progress=kill,
+        )
+        assert local.workers[0].pid != first
+    assert killed
+    assert killed[0][0] < killed[0][1]
+    assert_as_on_one(found, whole)
+    tables = [read_flow_file(path).table for path in (tmp_path / "out").iterdir()]
+    assert sum(map(len, tables)) == len(whole.flows)
+
+
+# ---- what comes back ----
+
+
+def busy_store(folder: Path, connections: int) -> int:
+    """A store of parts in which nodes talk as the table says, and one of them also as it does not. Returns
+    its bytes.
+    """
+    nodes = load_cluster(cluster_of(RECORDED / "live")).nodes
+    ends = np.array([parse_address(node.addresses[0]) for node in nodes], "V16")
+    server, agent = (np.flatnonzero([node.role == role for node in nodes]) for role in ("server", "agent"))
+    random = np.random.default_rng(7)
+    rows = np.zeros(2 * connections, ROW)
+    ask, reply = rows[::2], rows[1::2]
+    ask["src"], ask["dst"] = ends[random.choice(agent, connections)], ends[random.choice(server, connections)]
+    ask["src_port"], ask["dst_port"] = random.integers(32768, 61000, connections), 6443
+    ask["dst_port"][:20] = 2379
+    for there, back in (("src", "dst"), ("dst", "src"), ("src_port", "dst_port"), ("dst_port", "src_port")):
+        reply[there] = ask[back]
+    rows["protocol"], rows["packets"], rows["tcp_flags"] = 6, random.integers(1, 500, len(rows)), 0x1B
+    rows["bytes"] = rows["packets"] * random.integers(40, 1500, len(rows)).astype(np.uint64)
+    ask["events"], reply["events"] = 1, 2
+    rows["start"] = np.repeat(1_790_000_000 * 10**9 + random.integers(0, 600 * 10**9, connections), 2)
+    rows["end"] = rows["start"] + np.uint64(10**9)
+    folder.mkdir()
+    for number, part in enumerate(np.array_split(rows, 8)):
+        ledger = Coverage("n-1", int(part["start"].min()), int(part["end"].max()), int(part["packets"].sum()))
+        write_rows(OneWay(part, (Observer("n-1"),), (ledger,)), folder / f"n-1-{number}.parquet")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_what_comes_back_is_small(scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most a hundredth of the store's bytes; the rest stays on the workers."""
+    size = busy_store(tmp_path / "store", 150_000)
+    cluster = cluster_of(RECORDED / "live")
+    came: list[int] = []
+    compute = workers._Cluster.compute
+
+    def weighed(self: Any, value: Any, progress: Any) -> Any:
+        result = compute(self, value, progress)
+        came.append(len(pickle.dumps(result)))
+        return result
+
+    monkeypatch.setattr(workers._Cluster, "compute", weighed)
+    found = workers.analyze(tmp_path / "store", cluster=cluster, scheduler=scheduler)
+    assert_as_on_one(found, analyze(tmp_path / "store", cluster=cluster))
+    assert len(came) == 1
+    assert came[0] <= size / 100, f"{came[0]} bytes came back of a store of {size}"
+    with pytest.raises(CaptureError, match="stayed on the workers"):
+        _ = found.flows
+
+
+# ---- threads ----
+
+OFFENCES = RECORDED / "offences"
+WHOLE = analyze(OFFENCES, cluster=cluster_of(OFFENCES))
+
+
+@given(
+    tasks=st.integers(1, 12), shares=st.integers(1, 20), fan_in=st.integers(2, 9), size=st.integers(1, 10**6)
+)
+@settings(max_examples=4, deadline=None)
+def test_the_number_of_tasks_changes_nothing(tasks: int, shares: int, fan_in: int, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "TASKS_A_WORKER", tasks)
+        patch.setattr(workers, "MAX_SHARES", shares)
+        patch.setattr(workers, "LEAST_BYTES", 1)
+        patch.setattr(workers, "FAN_IN", fan_in)
+        patch.setattr(workers, "GROUP_BYTES", size)
+        told: list[tuple[int, int]] = []
+        found = workers.analyze(
+            OFFENCES, cluster=cluster_of(OFFENCES), progress=lambda done, all_: told.append((done, all_))
+        )
+    assert_as_on_one(found, WHOLE)
+    assert told[-1][0] == told[-1][1] == len(told)
+
+
+@given(sizes=st.lists(st.integers(0, 10**9), min_size=1, max_size=50), threads=st.integers(1, 64))
+def test_groups_have_every_input_once(sizes: list[int], threads: int) -> None:
+    groups = workers.grouped(sizes, threads)
+    assert [place for of in groups for place in range(len(sizes))[of]] == list(range(len(sizes)))
+    limit = max(workers.GROUP_BYTES, 1)
+    assert all(len(sizes[of]) == 1 or sum(sizes[of]) <= limit for of in groups)
+    assert all(sizes[of] for of in groups)
+
+
+def test_processes_of_this_machine() -> None:
+    found = workers.analyze(OFFENCES, cluster=cluster_of(OFFENCES), scheduler="processes")
+    assert_as_on_one(found, WHOLE)
+
+
+# ---- what goes wrong ----
+
+
+def fails(kind: type[AnalyzerError], words: str, *inputs: str | Path, **more: Any) -> AnalyzerError:
+    with pytest.raises(kind, match=words) as caught:
+        workers.analyze(*inputs, cluster=cluster_of(OFFENCES), **more)
+    assert caught.value.next_step
+    return caught.value
+
+
+def test_a_fault_on_a_worker_comes_back(scheduler: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.parquet"
+    bad.write_bytes(b"PAR1 and nothing else")
+    error = fails(CaptureError, "cannot be read as a flow table", bad, OFFENCES, scheduler=scheduler)
+    assert (error.where, error.exit_status) == (str(bad), 2)
+
+
+def test_inputs_at_fault(bucket: str, tmp_path: Path) -> None:
+    fails(CaptureError, "there is nothing at this address|no capture", f"{bucket}/none/")
+    fails(CaptureError, "is not there", tmp_path / "none.pcap")
+    fails(CaptureError, "standard input", "-")
+    fails(CaptureError, "no capture and no flow file", tmp_path)
+    fails(CaptureError, "nonsense", "nonsense://a/b")
+
+
+def test_what_a_folder_at_an_address_holds() -> None:
+    """Captures and flow files, by name; not what is hidden, empty or something else."""
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    capture = (OFFENCES / "agent-1.pcap").read_bytes()
+    contents = {
+        **dict.fromkeys(("b/agent-1.pcap", "a/agent-1.pcap", ".hidden/agent-1.pcap"), capture),
+        "README.md": b"# Words",
+        "empty.pcap": b"",
+        ".part.parquet": b"PAR1",
+    }
+    for name, content in contents.items():
+        store.pipe_file(f"/day/{name}", content)
+    try:
+        found = find_inputs(["memory://day/", "memory://day/b/agent-1.pcap"])
+        names = [one.address.removeprefix("memory://").lstrip("/") for one in found]
+        assert names == ["day/a/agent-1.pcap", "day/b/agent-1.pcap"]
+        assert {(one.kind, one.size) for one in found} == {("capture", len(capture))}
+        rows = read_inputs(["memory://day/"])
+        assert [ledger.source for ledger in rows.coverage] == [one.address for one in found]
+    finally:
+        store.rm("/day", recursive=True)
+
+
+def test_schedulers_at_fault(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "TIMEOUT", 1)
+    with socket.socket() as taken:  # a port that nobody listens on
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        error = fails(LiveError, "no Dask scheduler answers", OFFENCES, scheduler=nobody)
+    assert (error.where, error.exit_status) == (nobody, 3)
+    fails(LiveError, "no scheduler is called 'thread'", OFFENCES, scheduler="thread")
+    monkeypatch.setattr(workers, "analyzer_version", lambda: "0.0.1")
+    error = fails(LiveError, "rke2-flows .* there, 0.0.1 here", OFFENCES, scheduler=scheduler)
+    assert error.where.startswith("tcp://127.0.0.1:")
+
+
+def test_a_scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(workers, "TIMEOUT", 1)
+    with LocalCluster(
+        n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+    ) as empty:
+        fails(LiveError, "has no workers", OFFENCES, scheduler=empty.scheduler_address)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    fails(LiveError, "Dask is not installed", OFFENCES, scheduler="processes")
+    monkeypatch.setitem(sys.modules, "dask", None)
+    fails(LiveError, "Dask is not installed", OFFENCES)
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(LiveError, match="fsspec"):
+        find_inputs(["memory://a/b"])
+
+
+def test_errors_go_through_pickle() -> None:
+    error = CaptureError("is bad", where="s3://a/b", next_step="leave it out")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301  its own
+    assert str(again) == str(error) == "s3://a/b: is bad (leave it out)"
