@@ -125,7 +125,7 @@ def _attaches() -> Check:
 
 
 def _interfaces(cluster: Cluster | None) -> Iterator[Check]:
-    from analyzer.capture import _tc  # noqa: PLC0415
+    from analyzer.capture import _tc  # noqa: PLC0415  netlink, Linux only
 
     owners = {a: node.name for node in (cluster.nodes if cluster else ()) for a in node.addresses}
     local = _tc.local_addresses()
@@ -145,7 +145,7 @@ def _interfaces(cluster: Cluster | None) -> Iterator[Check]:
 
 
 def _interface(name: str, addresses: list[str], owners: dict[str, str]) -> Check:
-    from analyzer.capture import _tc  # noqa: PLC0415
+    from analyzer.capture import _tc  # noqa: PLC0415  netlink, Linux only
 
     nodes = dict.fromkeys(owners[a] for a in addresses if a in owners)
     whose = f" ({', '.join(nodes)})" if nodes else ""
@@ -158,7 +158,7 @@ def _interface(name: str, addresses: list[str], owners: dict[str, str]) -> Check
 
 
 def _leftovers() -> Iterator[Check]:
-    from analyzer.capture import _tc  # noqa: PLC0415
+    from analyzer.capture import _tc  # noqa: PLC0415  netlink, Linux only
 
     found = _tc.leftovers()
     for left in found:

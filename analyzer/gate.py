@@ -67,6 +67,10 @@ class Gate:
             yield f"{_many(known, 'finding')} left out, known from {self.baseline}"
         if accepted:
             yield f"{_many(accepted, 'finding')} accepted, told apart"
+        yield from self.returned()
+
+    def returned(self) -> Iterator[str]:
+        """What counts again since its acceptance is over, one sentence each."""
         for row in self.findings[self.findings["expired"]].to_dict("records"):
             yield f"{row['id']} counts again: accepted by {row['who']} until {row['until']}, {row['reason']}"
 

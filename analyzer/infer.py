@@ -23,7 +23,7 @@ from analyzer.flows import CARRIER_PORTS, PROTOCOL_NUMBERS, pair
 from analyzer.rows import OneWay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 
     from analyzer.cluster import Network
 
@@ -140,11 +140,12 @@ class Inferred:
         return pd.DataFrame(rows, columns=columns)
 
 
-def infer(flows: pd.DataFrame | OneWay) -> Inferred:
+def infer(*flows: pd.DataFrame | OneWay) -> Inferred:
     """Nodes, roles, tunnel ends and pod ranges out of a flow table (:data:`analyzer.flows.COLUMNS`) or of
-    one-way rows, which are paired first.
+    one-way rows, which are paired first; several are runs of one cluster, at different times.
     """
-    table = pair(flows.settled(), _SERVER_PORT_PAIRS) if isinstance(flows, OneWay) else flows
+    tables = [pair(of.settled(), _SERVER_PORT_PAIRS) if isinstance(of, OneWay) else of for of in flows]
+    table = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
     inner = _inner(table)
     plain = _plain(table, inner)
     ranges = _pod_ranges(inner, plain)
@@ -163,6 +164,52 @@ def infer(flows: pd.DataFrame | OneWay) -> Inferred:
         _service_ranges(table),
         len(found) - len(nodes) - len(unknown),
     )
+
+
+# ---- what counts as outside, and may be a node ----
+
+#: private addresses: IPv4 (RFC 1918) and unique local IPv6 (RFC 4193)
+_PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+_NAMED = 5
+_MAY = "may be a node that the flows did not show"
+#: added to the advice of an exposure to a doubtful address
+_DOUBT = (
+    f" The cluster was inferred: this private address {_MAY}. If it is one, name it in a cluster file "
+    "(--cluster)."
+)
+
+
+def doubtful(judged: pd.DataFrame, cluster: Cluster) -> tuple[str, ...]:
+    """The private addresses that talk to nodes and are none, nor pods or services, in their order.
+
+    `judged`: what :func:`analyzer.verdict.judge` returns. Where the cluster was inferred each may be a node
+    that the flows did not show.
+    """
+    outside = judged[judged["scope"] == "external"]
+    ends = {
+        text
+        for side in ("client", "server")
+        for text in outside.loc[outside[f"{side}_node"] == "", side].astype(str).unique()
+    }
+    inside = [ipaddress.ip_network(cidr) for cidr in (*cluster.pod_cidrs, *cluster.service_cidrs)]
+    private = (text for text in ends if any(_holds(net, text) for net in _PRIVATE))
+    return tuple(sorted((a for a in private if not any(_holds(net, a) for net in inside)), key=_key))
+
+
+def doubt(addresses: Sequence[str]) -> str:
+    """One line that names them, the first few of many."""
+    more = f" and {len(addresses) - _NAMED} more" if len(addresses) > _NAMED else ""
+    number, named = len(addresses), f"{', '.join(addresses[:_NAMED])}{more}"
+    if number == 1:
+        return f"1 private address, no node of the inferred cluster, counts as outside: {named}; it {_MAY}"
+    words = f"{number} private addresses, no nodes of the inferred cluster, count as outside"
+    return f"{words}: {named}; each {_MAY}"
+
+
+def doubted(findings: pd.DataFrame, addresses: Collection[str]) -> pd.DataFrame:
+    """The findings, with what to make of an exposure to one of the addresses in its advice."""
+    rows = (findings["kind"] == "exposure") & findings["client"].isin(addresses)
+    return findings.assign(advice=findings["advice"].where(~rows, findings["advice"] + _DOUBT))
 
 
 # ---- which flows ----

@@ -96,26 +96,17 @@ def listening_here(node: str = "") -> Listening:
     """The sockets of this machine, in the network namespace of the calling thread; `node` as it is to be
     called, by default the host's name. Raises LiveError where they cannot be listed.
     """
-    found = list(who._sockets(who._OPEN))
-    owners = who._owners({one.inode for one in found})
     sockets = {
-        Socket(
-            _PROTOCOLS[one.protocol == who.UDP],
-            _bound_to(one, who._takes_v4(one, found)),
-            one.src_port,
-            who.process_name(owners.get(one.inode, 0)),
-            owners.get(one.inode, 0),
-        )
-        for one in found
-        if one.src_port
+        Socket(_PROTOCOLS[one.protocol == who.UDP], _bound_to(one), one.port, one.process, one.pid)
+        for one in who.open_sockets()
     }
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")  # noqa: UP017 a plain name for UTC
     return Listening(node or socket.gethostname(), tuple(sorted(sockets)), now)
 
 
-def _bound_to(one: Any, takes_v4: bool) -> str:
-    address = _unmapped(ipaddress.ip_address(one.src))
-    return "*" if address == "::" and takes_v4 else address
+def _bound_to(one: who.Open) -> str:
+    address = _unmapped(ipaddress.ip_address(one.address))
+    return "*" if address == "::" and one.takes_v4 else address
 
 
 def _unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:

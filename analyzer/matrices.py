@@ -303,3 +303,19 @@ def _foreseen(sides: tuple[int, int], client: str, server: str) -> bool:
 def pair_name(client: str, server: str) -> str:
     """The two roles as one word: ``agent → server``; ``?`` where a role is not known."""
     return f"{client or '?'} → {server or '?'}"
+
+
+# ---- words ----
+
+
+def short(number: int) -> str:
+    """At most four characters for a count: 999, 1.2k, 35k, 1.2M. Rounded to nearest."""
+    if number < 1000:
+        return str(number)
+    value = float(number)
+    thousands = 0
+    while value >= 999.5:
+        value /= 1000
+        thousands += 1
+    digits = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    return digits.removesuffix(".0") + " kMGTPE"[thousands]

@@ -25,7 +25,8 @@ from markupsafe import Markup, escape
 
 from analyzer.evidence import Evidence, Rows, display_filter, rules_about
 from analyzer.findings import SEVERITIES
-from analyzer.matrices import KINDS, MEASURES, OUTSIDE_THE_TABLE
+from analyzer.infer import doubt
+from analyzer.matrices import KINDS, MEASURES, OUTSIDE_THE_TABLE, short
 from analyzer.report import document, records
 from analyzer.rows import COUNTS, ENDINGS
 from analyzer.timeline import NO_BIN, Timeline, timeline
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from analyzer.analysis import Analysis
+    from analyzer.gate import Gate
     from analyzer.spec import Spec
 
 #: above these the page shows the gravest and says how many it leaves out; the JSON document has them all
@@ -79,13 +81,18 @@ _FIRST_COLUMNS = (
 )
 
 
-def render(analysis: Analysis, doc: Mapping[str, Any] | None = None) -> str:
+#: state of a finding → what those are called that are not open, in the order of the page
+_APART = {"accepted": "Accepted", "known": "Known from {baseline}"}
+
+
+def render(analysis: Analysis, doc: Mapping[str, Any] | None = None, gate: Gate | None = None) -> str:
     """The page, as HTML text without an unprintable sign in it but line feeds.
 
     ``doc``: the JSON document of the same run, where the caller has it already; else it is made here. Its
-    findings are those shown. The same input gives the same bytes.
+    findings are those shown. ``gate``: what became of them; those that are accepted or known stand apart, and
+    the page's first sentence does not count them. The same input gives the same bytes.
     """
-    result = document(analysis) if doc is None else doc
+    result = _opened(document(analysis) if doc is None else doc, gate)
     grid, panels = _node_grid(result), _panels(result)
     line = timeline(analysis.flows)
     kept = result["findings"][:MAX_FINDINGS]
@@ -100,11 +107,35 @@ def render(analysis: Analysis, doc: Mapping[str, Any] | None = None) -> str:
         line=_lanes(line),
         findings=views,
         left_out=len(result["findings"]) - len(kept),
+        apart=_apart(gate),
+        doubt=f"{doubt(analysis.doubtful)}." if analysis.doubtful else "",
+        notes=list(gate.returned()) if gate else (),
         kinds=_counted(kept, "kind", sorted({f["kind"] for f in kept})),
         severities=_counted(kept, "severity", SEVERITIES),
         island=_island([view["index"] for view in views], grid),
         **_inlined(),
     )
+
+
+def _opened(doc: Mapping[str, Any], gate: Gate | None) -> Mapping[str, Any]:
+    """The document with the open findings alone."""
+    if gate is None:
+        return doc
+    wanted = set(gate.of("open")["id"])
+    return {**doc, "findings": [finding for finding in doc["findings"] if finding["id"] in wanted]}
+
+
+def _apart(gate: Gate | None) -> list[dict[str, Any]]:
+    """The findings that are not open, by state; at most MAX_FINDINGS of each."""
+    if gate is None:
+        return []
+    titles = {state: title.format(baseline=gate.baseline) for state, title in _APART.items()}
+    tables = {state: gate.of(state) for state in titles}
+    return [
+        {"state": state, "title": titles[state], "count": len(of), "rows": records(of.head(MAX_FINDINGS))}
+        for state, of in tables.items()
+        if len(of)
+    ]
 
 
 # ---- text ----
@@ -126,15 +157,6 @@ def _escape(code: int) -> str:
 def number(value: int) -> str:
     """1234567 as 1,234,567."""
     return f"{value:,}"
-
-
-def short(value: int) -> str:
-    """At most four characters for a count: 999, 1.2k, 35k, 1.2M."""
-    scaled, power = float(value), 0
-    while scaled >= 999.5:
-        scaled, power = scaled / 1000, power + 1
-    digits = f"{scaled:.1f}".removesuffix(".0") if power and scaled < 9.95 else f"{scaled:.0f}"
-    return digits + " kMGTPE"[power].strip()
 
 
 def moment(iso: str | None) -> str:
@@ -200,8 +222,7 @@ def _off(doc: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _grave(doc: Mapping[str, Any]) -> dict[str, int]:
-    counts = doc["summary"]["findings"]["severity"]
-    return {severity: counts[severity] for severity in SEVERITIES[:2] if counts.get(severity)}
+    return dict(_counted(doc["findings"], "severity", SEVERITIES[:2]))
 
 
 def _verdict(doc: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
-from analyzer.matrices import KINDS, OUTSIDE_THE_TABLE, matrix
+from analyzer.matrices import KINDS, OUTSIDE_THE_TABLE, matrix, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -264,7 +264,7 @@ def save_figure(drawn: Drawn, path: str | pathlib.Path, suffix: str = "") -> pat
 
 def figure_of(drawn: Drawn) -> Figure:
     """The figure on which a plot was drawn. ``drawn``: what a ``plot_`` function returned."""
-    first: Figure | Axes = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn  # type: ignore[assignment]
+    first: Any = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
     figure = first.get_figure(root=True)
     assert isinstance(figure, Figure)  # noqa: S101 - axes always hang on one
     return figure
@@ -278,19 +278,6 @@ PLOTS: dict[Any, tuple[str, Any]] = {
 
 
 # --- Words ------------------------------------------------------------------------------------------------
-
-
-def short(number: int) -> str:
-    """At most four characters for a count: 999, 1.2k, 35k, 1.2M. Rounded to nearest."""
-    if number < 1000:
-        return str(number)
-    value = float(number)
-    thousands = 0
-    while value >= 999.5:
-        value /= 1000
-        thousands += 1
-    digits = f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
-    return digits.removesuffix(".0") + " kMGTPE"[thousands]
 
 
 def label(name: str, limit: int = LABEL_LIMIT) -> str:
@@ -429,7 +416,7 @@ def _draw(ax: Axes, grid: _Grid, peak: int, name: str) -> None:
 
 def _cell_points(ax: Axes, grid: _Grid) -> tuple[float, float]:
     box = ax.get_window_extent()
-    dots = ax.get_figure(root=True).dpi / _POINTS  # type: ignore[union-attr]
+    dots = figure_of(ax).dpi / _POINTS
     return box.width / dots / max(grid.shape[1], 1), box.height / dots / max(grid.shape[0], 1)
 
 

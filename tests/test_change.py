@@ -213,7 +213,7 @@ def test_the_new_come_first_and_the_gravest_of_them() -> None:
 
 # ---- notes, and as JSON ----
 
-NOTES = {
+NOTES: dict[str, dict[str, Any]] = {
     "the specifications differ": {"spec": "site"},
     "the clusters differ": {"cluster": "test"},
     "the new run is shorter": {"window": 60.0},
@@ -225,7 +225,7 @@ NOTES = {
 @pytest.mark.parametrize("words", NOTES)
 def test_what_limits_the_comparison_is_said(words: str) -> None:
     old = run(flow(AGENT, SERVER))
-    (note,) = compare(old, replace(old, **NOTES[words])).notes  # type: ignore[arg-type]
+    (note,) = compare(old, replace(old, **NOTES[words])).notes
     assert words in note
 
 

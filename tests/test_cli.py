@@ -89,8 +89,8 @@ def test_a_fault_of_the_input_is_one_line_and_status_2(name: str, tmp_path: Path
     "arguments",
     [
         ("flows",),
-        ("matrix", OFFENCES),
-        ("diff", BASELINE, OFFENCES),
+        ("matrix",),
+        ("diff", BASELINE),
         ("capture",),
         ("flows", BASELINE, "--interval", "soon"),
         ("nothing",),
@@ -284,8 +284,9 @@ def test_accepted_findings_are_told_apart_and_do_not_count(tmp_path: Path) -> No
     assert run(*everything, "--accept", save(tmp_path, template), cwd=tmp_path).returncode == 2
     filled = re.sub(r"reason:.*", "reason: a test", re.sub(r"who:.*", "who: an engineer", template))
     filled = re.sub(r"until:.*", "until: 2999-12-31", filled)
-    done = run(*everything, "--accept", save(tmp_path, filled), cwd=tmp_path)
+    done = run(*everything, "--accept", save(tmp_path, filled), "--html", "report.html", cwd=tmp_path)
     assert (done.returncode, b"Accepted (" in done.stdout) == (0, True), done.stderr
+    assert '<details class="apart" id="accepted">' in (tmp_path / "report.html").read_text()
     expired = filled.replace("2999-12-31", "2020-01-01")
     assert run(*everything, "--accept", save(tmp_path, expired), cwd=tmp_path).returncode == 1
 
@@ -328,6 +329,29 @@ def test_without_a_cluster_file_the_cluster_is_inferred_and_said_so(tmp_path: Pa
     assert first.startswith("no --cluster: inferred from the flows")
     ok("cluster", "infer", BASELINE, "-o", "nodes.yaml", cwd=tmp_path)
     assert run("check", BASELINE, "--cluster", "nodes.yaml", cwd=tmp_path).returncode == 0
+    given = ok("matrix", OFFENCES, "--by", "node", "--cluster", "nodes.yaml", cwd=tmp_path)
+    said, unsure, *table = ok("matrix", OFFENCES, "--by", "node", cwd=tmp_path).splitlines()
+    assert said.startswith("no --cluster: inferred from the flows")
+    assert "10.10.0.99; it may be a node that the flows did not show" in unsure
+    assert table == given.splitlines()
+
+
+def test_two_runs_without_a_cluster_file_are_judged_by_one_cluster() -> None:
+    done = run("diff", BASELINE, OFFENCES)
+    said, _, *told = done.stdout.decode().splitlines()
+    assert said.startswith("no --cluster: inferred from the flows, 3 server")
+    by_file = run("diff", BASELINE, OFFENCES, *CLUSTER)
+    assert (done.returncode, told) == (by_file.returncode, by_file.stdout.decode().splitlines())
+    as_json = run("diff", BASELINE, OFFENCES, "--json", "-")
+    assert json.loads(as_json.stdout)
+    assert as_json.stderr.startswith(b"no --cluster: inferred from the flows")
+
+
+def test_documents_on_standard_output_are_nothing_but_that() -> None:
+    done = run("check", OFFENCES, "--json", "-", "--fail-on", "never")
+    advice = [finding["advice"] for finding in json.loads(done.stdout)["findings"]]
+    assert any("may be a node that the flows did not show" in text for text in advice)
+    assert done.stderr.startswith(b"no --cluster: inferred from the flows")
 
 
 def test_listening_sockets_are_set_beside_the_table(tmp_path: Path) -> None:
@@ -408,3 +432,36 @@ def test_an_unknown_finding_leaves_no_file(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(b"rke2-flows: no finding 'violation-0' in this input")
     assert not list(tmp_path.iterdir())
+
+
+# ---- many workers ----
+
+
+def test_workers_say_what_one_process_says(tmp_path: Path) -> None:
+    ask = ("check", OFFENCES, *CLUSTER, "--fail-on", "never", "--json")
+    plain, shared = (
+        run(*ask, f"{name}.json", *more, cwd=tmp_path)
+        for name, more in (("plain", ()), ("shared", ("--scheduler", "threads", "-o", "flows")))
+    )
+    assert (shared.returncode, shared.stdout) == (0, plain.stdout)
+    documents = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "shared")]
+    assert documents[0] == documents[1]
+    assert ok("matrix", OFFENCES, *CLUSTER, "--scheduler", "threads") == ok("matrix", OFFENCES, *CLUSTER)
+    judged = pd.concat(pd.read_parquet(part) for part in (tmp_path / "flows").glob("*.parquet"))
+    assert len(judged) == sum(v["flows"] for v in documents[0]["summary"]["scopes"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("check", OFFENCES, "--scheduler", "threads"), 2, "--cluster: workers cannot infer the nodes"),
+        (("check", OFFENCES, *CLUSTER, "--scheduler", "threads", "--html", "x"), 2, "--html needs the flows"),
+        (("flows", OFFENCES, "--scheduler", "threads"), 2, "name an empty or a new folder with -o"),
+        (("check", OFFENCES, *CLUSTER, "--scheduler", "thread"), 3, "thread"),
+    ],
+)
+def test_what_workers_cannot_do_is_one_line(arguments: tuple[object, ...], status: int, said: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (status, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert said in line

@@ -8,6 +8,7 @@ captures of other projects.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.analysis import Analysis
-from analyzer.cluster import Cluster, load_cluster
+from analyzer.cluster import Cluster, Node, load_cluster
 from analyzer.errors import CaptureError, ClusterError
 from analyzer.flows import pair
-from analyzer.infer import Inferred, InferredNode, infer
+from analyzer.infer import Inferred, InferredNode, doubt, doubtful, infer
 from analyzer.spec import load_spec
 from analyzer.store import read_inputs
+from analyzer.verdict import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +38,7 @@ RECORDINGS = sorted(folder.name for folder in RECORDED.iterdir() if (folder / "t
 CAPTURES = sorted(file for name in RECORDINGS for file in (RECORDED / name).glob("*.pcap*"))
 ALL_SIX = [name for name in RECORDINGS if len(list((RECORDED / name).glob("*.pcap*"))) == 6]
 SURE = ("high", "medium")
+SPEC = load_spec("rke2-canal")
 Flow = dict[str, Any]
 
 
@@ -505,6 +508,57 @@ def test_the_frame_and_the_line_say_the_same() -> None:
     inferred = infer(_rows(RECORDED / "baseline"))
     assert str(inferred) == "3 server (high), 3 agent (high); 0 unknown"
     assert inferred.to_frame()["confidence"].tolist() == ["high"] * 6
+
+
+# ---- what counts as outside ----
+
+
+def test_runs_of_one_cluster_are_looked_at_together() -> None:
+    parts = [_rows(RECORDED / "baseline" / f"{name}.pcap") for name in ("server-1", "agent-1")]
+    together = infer(*parts)
+    assert len(together.nodes) >= max(len(infer(part).nodes) for part in parts)
+    assert {"server-1", "agent-1"} <= {node.name for node in together.nodes}
+    assert _faults(together, SURE) == []
+    whole = _rows(RECORDED / "baseline")
+    assert infer(whole, whole).to_cluster() == infer(whole).to_cluster()
+
+
+@pytest.mark.parametrize("missing", ["", "agent-1", "server-2"])
+def test_a_node_that_is_missing_is_doubtful(missing: str) -> None:
+    whole = load_cluster(RECORDED / "offences" / "cluster.yaml")
+    left = replace(whole, nodes=tuple(node for node in whole.nodes if node.name != missing))
+    judged = Analysis.of(_rows(RECORDED / "offences"), left, SPEC).flows
+    seen = {*judged["client"].astype(str), *judged["server"].astype(str)}
+    expected = {a for a, (name, _) in TRUTH.items() if name == missing and a in seen} | {"10.10.0.99"}
+    assert set(doubtful(judged, left)) == expected
+
+
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [("172.31.0.9", True), ("172.32.0.9", False), ("192.168.0.9", True), ("8.8.8.8", False),
+     ("fd00::9", True), ("2001:db8::9", False), ("10.42.1.9", False), ("10.43.0.9", False),
+     ("10.10.0.12", False)],
+)  # fmt: skip
+def test_only_private_addresses_that_are_not_the_clusters_are_doubtful(end: str, named: bool) -> None:
+    nodes = (Node("a", "server", ("10.10.0.11", "fd00::1")), Node("b", "agent", ("10.10.0.12",)))
+    cluster = Cluster("two", nodes, (), ("10.42.0.0/16",), ("10.43.0.0/16",))
+    here = "fd00::1" if ":" in end else "10.10.0.11"
+    judged = judge(fr.table([fr.flow(end, here), fr.flow(here, end)]), cluster, SPEC)
+    assert doubtful(judged, cluster) == ((end,) if named else ())
+
+
+@pytest.mark.parametrize(
+    ("count", "start", "last"),
+    [
+        (1, "1 private address, ", "counts as outside: 10.0.0.1; it may be"),
+        (5, "5 private addresses, ", "10.0.0.4, 10.0.0.5; each may be"),
+        (6, "6 private addresses, ", "10.0.0.4, 10.0.0.5 and 1 more; each may be"),
+    ],
+)
+def test_five_doubtful_addresses_are_named(count: int, start: str, last: str) -> None:
+    line = doubt([f"10.0.0.{n + 1}" for n in range(count)])
+    assert line.startswith(start)
+    assert last in line
 
 
 # ---- a real cluster ----

@@ -23,7 +23,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analyzer.matrices import KINDS, matrix
+from analyzer.matrices import KINDS, matrix, short
 from analyzer.plots import (
     LABEL_LIMIT,
     LOOKS,
@@ -38,7 +38,6 @@ from analyzer.plots import (
     plot_rules,
     save_figure,
     save_plots,
-    short,
 )
 
 if TYPE_CHECKING:

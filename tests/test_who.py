@@ -175,6 +175,22 @@ def test_a_listener_has_its_process_and_each_place_is_there_once() -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_open_sockets_are_told_as_they_are_bound() -> None:
+    plan = [
+        ("tcp", "0.0.0.0", 6443, None),
+        ("tcp", "127.0.0.1", 10248, None),
+        ("tcp", "::", 9345, 0),
+        ("udp", "::", 546, 1),
+    ]
+    with child(open=plan, name="etcd") as (pid, _):
+        told = {(text(one.address), one.port): one for one in who.open_sockets()}
+        assert set(told) == {(address, port) for _, address, port, _ in plan}
+        assert {(one.pid, one.process) for one in told.values()} == {(pid, "etcd")}
+        assert {port: told["::", port].takes_v4 for port in (9345, 546)} == {9345: True, 546: False}
+        assert {one.protocol for one in told.values()} == {TCP, UDP}
+
+
+@pytest.mark.usefixtures("place")
 def test_two_processes_on_one_port_each_have_their_family() -> None:
     with (
         child(open=[("tcp", "0.0.0.0", 443, None)]) as (four, _),

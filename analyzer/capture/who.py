@@ -75,6 +75,19 @@ class Connection(NamedTuple):
     listening: bool
 
 
+class Open(NamedTuple):
+    """A socket that waits to be asked. `address` (16 bytes): what it is bound to. `takes_v4`: whether one of
+    :: takes IPv4 too. `pid` 0 and `process` empty: as of a :class:`Listener`.
+    """
+
+    protocol: int
+    address: bytes
+    port: int
+    takes_v4: bool
+    pid: int
+    process: str
+
+
 class _Socket(NamedTuple):
     """`inode`: by which /proc/PID/fd knows it. `only_v6`: None where it is not known."""
 
@@ -116,6 +129,19 @@ def listeners(addresses: Iterable[str]) -> list[Listener]:
             found[place] = min(filter(None, (found.get(place), pid)), default=0)
     names = {pid: process_name(pid) for pid in set(found.values())}
     return sorted(Listener(*place, pid, names[pid]) for place, pid in found.items())
+
+
+def open_sockets() -> list[Open]:
+    """Listening TCP sockets and UDP sockets that are bound and have no peer, as they are bound, in the
+    network namespace of the calling thread. Raises LiveError where they cannot be listed.
+    """
+    found = [one for one in _sockets(_OPEN) if one.src_port]
+    owners = _owners({one.inode for one in found})
+    pids = [owners.get(one.inode, 0) for one in found]
+    return [
+        Open(one.protocol, one.src, one.src_port, _takes_v4(one, found), pid, process_name(pid))
+        for one, pid in zip(found, pids, strict=True)
+    ]
 
 
 def _stands_for(one: _Socket, others: list[_Socket], local: list[bytes]) -> list[bytes]:

@@ -1,0 +1,95 @@
+"""Captures to flow tables. Rule: nothing is judged here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from analyzer.commands.options import Captures, Output, Scheduler, SpecName, nanoseconds
+from analyzer.errors import CaptureError
+
+_FLOW_VIEW = ("client", "client_port", "server", "server_port", "protocol", "tunnel", "vni", "start",
+"packets_out", "packets_in",
+              "bytes_out", "bytes_in", "outcome", "direction_by")  # fmt: skip
+
+
+EPILOG = """Examples:
+
+    rke2-flows flows server-1.pcap
+
+    rke2-flows flows captures/ --interval 60s -o flows.parquet
+
+    rke2-flows flows s3://captures/2026-11-24/ --scheduler processes -o flows/
+
+    tcpdump -i eth0 -s 160 -w - | rke2-flows flows -"""
+
+
+def flows(
+    captures: Captures,
+    output: Output = None,
+    interval: Annotated[
+        str | None, typer.Option(help="One row for each flow and interval, e.g. 60s.", show_default=False)
+    ] = None,
+    spec: SpecName = "rke2-canal",
+    scheduler: Scheduler = None,
+) -> None:
+    """Captures to a flow table: who talked to whom, on which port, how much, and was it answered.
+
+    The specification only helps to tell client from server where no SYN was seen; nothing is judged.
+    """
+    from analyzer import console
+    from analyzer.addresses import read_inputs
+    from analyzer.analysis import server_ports
+    from analyzer.flows import pair
+    from analyzer.spec import load_spec
+    from analyzer.store import write_flows
+
+    if scheduler:
+        _by_workers(captures, output, nanoseconds(interval), spec, scheduler)
+        return
+    step, ports = nanoseconds(interval), server_ports(load_spec(spec))
+    with console.reading(captures) as progress:
+        whole = read_inputs(captures, interval=step, progress=progress).settled()
+    table = pair(whole, ports)
+    if output:
+        write_flows(table, output, whole.coverage, whole.interval)
+    else:
+        console.show(table[list(_FLOW_VIEW)])
+    _note_coverage(whole.coverage)
+    if output and output != "-":
+        console.note(f"wrote {len(table)} flows to {output}")
+
+
+def _by_workers(captures: list[str], folder: str | None, step: int, spec: str, scheduler: str) -> None:
+    from analyzer import console, workers
+
+    if folder is None:
+        raise CaptureError(
+            "workers write a folder of flow tables",
+            where="--output",
+            next_step="name an empty or a new folder with -o",
+        )
+    with console.counting("tasks") as progress:
+        count, coverage = workers.flows(
+            *captures, folder=folder, spec=spec, scheduler=scheduler, interval=step, progress=progress
+        )
+    _note_coverage(coverage)
+    console.note(f"wrote {count} flows to {folder}")
+
+
+def _note_coverage(coverage: Any) -> None:
+    """One line for each source on standard error: what was read and what was not."""
+    from analyzer import console
+    from analyzer.rows import COUNTS
+
+    for ledger in coverage:
+        parts = [
+            f"{getattr(ledger, name)} {name.replace('_', ' ')}"
+            for name in COUNTS
+            if name not in ("frames", "other_bytes") and getattr(ledger, name)
+        ]
+        damage = f"; damaged: {ledger.damage}" if ledger.damage else ""
+        console.note(
+            f"{ledger.source}: {ledger.frames} frames{': ' if parts else ''}{', '.join(parts)}{damage}"
+        )

@@ -1,0 +1,97 @@
+"""What a run is judged from. Rule: inputs, cluster and specification as named on the command line → the
+analysis; prints only where the cluster came from, and what is not sure of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from analyzer.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from analyzer.analysis import Analysis
+    from analyzer.cluster import Cluster
+    from analyzer.overview import Overview
+    from analyzer.rows import OneWay
+
+
+def analysis_of(
+    inputs: list[str], cluster: str | None, spec: str, listeners: Sequence[str] = (), *, aside: bool = False
+) -> tuple[Analysis, int]:
+    """The inputs judged, and their interval in ns.
+
+    Without a cluster file the cluster is inferred from the flows, and the first lines say so: on standard
+    output, or with `aside` on standard error, which leaves standard output to what was asked for.
+    """
+    from analyzer.analysis import Analysis
+    from analyzer.cluster import load_cluster
+    from analyzer.listeners import read_listeners
+    from analyzer.spec import load_spec
+
+    rules = load_spec(spec)
+    nodes = load_cluster(cluster) if cluster else None
+    rows = rows_of(inputs)
+    whole = nodes or inferred([rows], aside=aside)
+    sockets = [read_listeners(path, nodes=whole.members) for path in listeners]
+    analysis = Analysis.of(rows, whole, rules, sockets)
+    return analysis if nodes else doubting([analysis], aside=aside)[0], rows.interval
+
+
+def overview_of(
+    inputs: list[str], cluster: str | None, spec: str, scheduler: str, folder: str | None = None
+) -> Overview:
+    """The inputs judged by Dask workers; judged flows go to `folder`, where one is given."""
+    from analyzer import console, workers
+
+    if not cluster:
+        raise ClusterError(
+            "workers cannot infer the nodes",
+            where="--cluster",
+            next_step="write a cluster file with `rke2-flows cluster infer` on some of the inputs",
+        )
+    with console.counting("tasks") as progress:
+        found = workers.analyze(
+            *inputs, cluster=cluster, spec=spec, scheduler=scheduler, folder=folder, progress=progress
+        )
+    console.note("by workers no cause is named: `check` on the hours or nodes in question does that")
+    return found
+
+
+def rows_of(inputs: list[str]) -> OneWay:
+    """What the inputs hold, read with a progress bar."""
+    from analyzer import console
+    from analyzer.addresses import read_inputs
+
+    with console.reading(inputs) as progress:
+        return read_inputs(inputs, progress=progress)
+
+
+def inferred(runs: Sequence[OneWay], *, aside: bool) -> Cluster:
+    """The cluster that the flows of these runs show, and a line that says so."""
+    from analyzer import console
+    from analyzer.infer import infer
+
+    found = infer(*runs)
+    _tell(f"no --cluster: inferred from the flows, {found}", aside)
+    console.note("`rke2-flows cluster infer` writes it as a file to check and keep")
+    return found.to_cluster()
+
+
+def doubting(analyses: Sequence[Analysis], *, aside: bool) -> list[Analysis]:
+    """The analyses by an inferred cluster; what counts as outside and may be a node is named in a line."""
+    from analyzer.infer import doubt, doubtful
+
+    found = [doubtful(analysis.flows, analysis.cluster) for analysis in analyses]
+    addresses = tuple(dict.fromkeys(address for each in found for address in each))
+    if addresses:
+        _tell(doubt(addresses), aside)
+    return [replace(each, doubtful=of) for each, of in zip(analyses, found, strict=True)]
+
+
+def _tell(line: str, aside: bool) -> None:
+    from analyzer import console
+
+    (console.note if aside else console.say)(line)

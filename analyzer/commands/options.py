@@ -1,0 +1,140 @@
+"""What several commands share of their arguments. Rule: words, types and defaults of the command line; knows
+no flow, reads no file and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+NOTHING, FOUND, INPUT_FAULT, UNABLE, INTERRUPTED = 0, 1, 2, 3, 130
+_UNITS = {"ns": 1, "us": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+EXIT_STATUS = """Exit status: 0 nothing at or above --fail-on, 1 findings at or above it, 2 the input or the
+command line is at fault, 3 this machine cannot do it."""
+
+
+def group(**words: Any) -> typer.Typer:
+    """A command that only has commands."""
+    return typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", **words)
+
+
+class FailOn(StrEnum):
+    """The least severity that makes the exit status 1."""
+
+    critical = "critical"
+    high = "high"
+    medium = "medium"
+    low = "low"
+    info = "info"
+    never = "never"
+
+
+class By(StrEnum):
+    """What a matrix is over."""
+
+    role = "role"
+    node = "node"
+    rule = "rule"
+
+
+class Measure(StrEnum):
+    """What a matrix counts."""
+
+    flows = "flows"
+    packets = "packets"
+    bytes = "bytes"
+
+
+def spec_names(incomplete: str) -> list[str]:
+    """The shipped specifications, for completion."""
+    from analyzer.spec import shipped_specs
+
+    return [name for name in shipped_specs() if name.startswith(incomplete)]
+
+
+FailAt = Annotated[FailOn, typer.Option(help="Exit with 1 where a finding is at least this severe.")]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT",
+        help="Captures, flow files or folders of them, paths or s3://, gs://, abfs:// addresses; - is a "
+        "capture on standard input.",
+        show_default=False,
+    ),
+]
+RUN_HELP = "JSON document of `check --json` (.json), or a capture, a flow file or a folder of them."
+Captures = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CAPTURE",
+        help="pcap or pcapng files, plain or in gzip, zstd or lz4, or folders of them; - is standard input.",
+        show_default=False,
+    ),
+]
+MaybeClusterFile = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        "-c",
+        help="Cluster file: YAML, or the JSON of `kubectl get nodes -o json`. Without it nodes and roles are "
+        "inferred from the flows.",
+        show_default=False,
+    ),
+]
+SpecName = Annotated[
+    str,
+    typer.Option(
+        "--spec", "-s", help="A shipped specification's name, or a YAML file.", autocompletion=spec_names
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="threads|processes|tcp://...",
+        help="Share the work among Dask workers: threads of this process, processes of this machine, or a "
+        "scheduler's. Needs --cluster where flows are judged, and the extra `cluster`.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Write the table here: .parquet, .csv or .jsonl; - is CSV on standard output.",
+        show_default=False,
+    ),
+]
+FindingId = Annotated[
+    str,
+    typer.Option(
+        "--finding", "-f", help="The finding's id, as `rke2-flows check` shows it.", show_default=False
+    ),
+]
+YamlFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Write the YAML here instead of to standard output.", show_default=False
+    ),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Write the JSON here instead of to standard output.", show_default=False
+    ),
+]
+
+
+def nanoseconds(text: str | None) -> int:
+    """`60s`, `5m`, `500ms` to ns; 0 for none."""
+    if not text:
+        return 0
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text[len(number) :] or "s"
+    if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise typer.BadParameter(f"{text!r} is no duration: write 60s, 5m or 500ms")
+    return int(float(number) * _UNITS[unit])

@@ -1,0 +1,50 @@
+"""What commands write, and how they say when. Rule: text → standard output or a file; knows no command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from analyzer.report import Told
+
+
+def write_text(text: str, path: str) -> None:
+    """Into a file, which is there whole or not at all, and a note of it; `-` is standard output."""
+    from analyzer import console
+
+    if path == "-":
+        print(text, end="")
+        return
+    replace_text(text, path)
+    console.note(f"wrote {path}")
+
+
+def print_or_write(text: str, path: Path | None) -> None:
+    """To standard output where no file is named."""
+    if path is None:
+        print(text, end="")
+    else:
+        replace_text(text, path)
+
+
+def replace_text(text: str, path: str | Path) -> None:
+    """The file is there whole or, where it cannot be written, as it was."""
+    from analyzer.store import replacing
+
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def time_text(value: Any) -> str:
+    """A time to the second; `unknown` for NaT."""
+    import pandas as pd
+
+    return "unknown" if pd.isna(value) else value.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def window_text(analysis: Told) -> str:
+    """From the first packet of all sources to the last."""
+    ledger = analysis.ledger
+    return f"{time_text(ledger['start'].min())} to {time_text(ledger['end'].max())}"
