@@ -5,7 +5,8 @@
 # make docs      the documents as a site
 # make lint      style and types alone
 # make lab       the lab's cluster with its offences, a live capture on each node, and the joint report (root)
-# make bench     speed and memory beside other flow meters; minutes, and gigabytes of temporary files
+# make bench     speed and memory beside other flow meters into docs/benchmarks.md; half an hour and 25 GB of temporary
+#                files; NFSTREAM=PYTHON names a Python that has NFStream, BENCH=--resume takes up a run that was ended
 
 PYTHON := /usr/bin/python3
 VENV   := .venv
@@ -78,7 +79,7 @@ lab: .stamps/test
 	@printf '\nThe parts of each node are in %s/live/NODE/, report.html, result.json, flows.parquet and the matrices in %s/.\n' $(LAB) $(LAB)
 
 bench: .stamps/test
-	PYTHONPATH=tests $(BIN)/python -m bench run
+	PYTHONPATH=tests $(BIN)/python -m bench all $(if $(NFSTREAM),--nfstream $(NFSTREAM)) $(BENCH)
 
 clean:
 	rm -rf $(VENV) .stamps build *.egg-info $(DEMO) $(LAB) analyzer/capture/*.so

@@ -1,29 +1,37 @@
-"""The benchmark's captures are valid, their truth true. Rule: other programs judge, nothing is timed."""
+"""The benchmark's captures are valid, their truth true, its documents say what its numbers say. Rule: other
+programs judge, nothing is timed.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from bench.cli import app, hold
+from bench import document, model
+from bench.cli import DOCS, app, hold, text_of
 from bench.compare import Entry, RunError, Took, compare, counts, run_once, table
 from bench.generate import Settings, Truth, write, write_file
+from bench.parts import Shape, block, cluster_yaml, node_addresses, part, write_store
 from bench.population import EPHEMERAL, SERVICES, Population, parse_mix, populate
-from bench.tools import TOOLS, Place
+from bench.spoofed import write_spoofed
+from bench.tools import THREADS, TOOLS, Place
 from conftest import require_program
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from typer import Exit
 from typer.testing import CliRunner
+
+from analyzer.analysis import analyze
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -232,7 +240,12 @@ def test_settings_that_cannot_be() -> None:
             parse_mix(text)
 
 
-PROGRAM = {"nfpcapd": "nfpcapd", "softflowd -v 9 -m 1M": "softflowd", "floor": "cc"}
+PROGRAM = {
+    "nfpcapd": "nfpcapd",
+    "softflowd -v 9 -m 1M": "softflowd",
+    "floor": "cc",
+    "reader alone": sys.executable,
+}
 
 
 @pytest.mark.parametrize("name", PROGRAM)
@@ -261,6 +274,10 @@ def test_product_s_flows_are_counted_as_one_way_and_outer(tmp_path: Path) -> Non
     counted = TOOLS["rke2-flows"].counted(Place(tmp_path / "x.pcap", tmp_path, 0), "")
     assert (counted.frames, counted.ip_bytes, counted.tuples) == (12, 840, 3)
     assert counted.note == "and 1 flows inside tunnels"
+    told = TOOLS["rke2-flows"].counted(
+        Place(tmp_path / "x.pcap", tmp_path, 0), "x.pcap: 20 frames: 8 overflow"
+    )
+    assert told.note == "and 1 flows inside tunnels; 8 frames had no room"
 
 
 def test_absent_and_failing_programs_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,3 +341,167 @@ def test_generate_prints_its_truth(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["generate", str(tmp_path / "y.pcap"), "--mix", "dns=1"])
     assert wrong.exit_code == 2
     assert not (tmp_path / "y.pcap").exists()
+
+
+def test_argus_counts_frames_and_flows(tmp_path: Path) -> None:
+    require_program("argus")
+    require_program("ra")
+    truth = write_file(tmp_path / "x.pcap", SMALL).summary()
+    (only,) = compare(tmp_path / "x.pcap", ["argus"], 1, lambda _: None)
+    assert only.missing == ""
+    assert (only.counted.frames, only.counted.tuples) == (truth["frames"], truth["one_way_tuples"])
+
+
+def test_every_spoofed_frame_is_a_flow_of_its_own(tmp_path: Path) -> None:
+    require_program("tshark")
+    truth = write_spoofed(tmp_path / "x.pcap", 3_000, chunk=700)
+    rows = dissected(tmp_path / "x.pcap")
+    assert faults(tmp_path / "x.pcap") == []
+    flows = tabled([layer(row, 0) for row in rows])
+    assert len(flows) == len(rows) == truth["frames"] == truth["one_way_tuples"]
+    assert len({source for source, *_ in flows}) == len(flows)
+    assert sum(size for _, size in flows.values()) == truth["ip_bytes"]
+
+
+# ---- documents ----
+
+
+def section(**medians: float) -> dict[str, Any]:
+    """Numbers of a comparison in which tools took so many seconds."""
+    row = {"cpu_median": 1.0, "peak_mb": 100.0, "frames_per_second": 1e6, "of_fastest_peer": None, "role": ""}
+    names = {"one": THREADS[1], "two": THREADS[2]}
+    truth = {"frames": 8_000_000, "client_server_flows": 200_000}
+    times = [
+        {**row, "tool": names.get(name, name), "wall_min": s, "wall_median": s} for name, s in medians.items()
+    ]
+    return {"truth": truth, "times": times}
+
+
+def goal_of(numbers: dict[str, Any], words: str) -> tuple[Any, bool]:
+    ((goal, value),) = [(g, v) for g, v in document.results(numbers) if g.words.startswith(words)]
+    return value, value is not None and goal.holds(value)
+
+
+def series(*rows: tuple[int, float, float]) -> dict[str, Any]:
+    """Numbers of a series: frames, seconds, MiB; of 100,000 one-way flows."""
+    truth = {"one_way_tuples": 90_000, "tunnel_one_way_tuples": 10_000}
+    return {"rows": [{"truth": {"frames": n, **truth}, "wall_min": s, "peak_mb": m} for n, s, m in rows]}
+
+
+def test_rate_is_held_against_the_faster_of_two_peers() -> None:
+    numbers = {"sections": {"m8": section(one=2.0, two=1.0, nfpcapd=12.0, softflowd=10.0, argus=1.0)}}
+    one = "rate beside the faster of nfpcapd and softflowd, one thread, cut"
+    two = "rate beside the faster of nfpcapd and softflowd, two threads, cut"
+    assert goal_of(numbers, one) == (5.0, True)
+    assert goal_of(numbers, two) == (10.0, True)
+    assert "5.0 times the rate of softflowd" in document.sentence({**numbers, "machine": "this"})
+    slower = {"sections": {"m8": section(one=2.1, two=1.3, nfpcapd=12.0, softflowd=10.0)}}
+    assert not goal_of(slower, one)[1]
+    assert not goal_of(slower, two)[1]
+    assert goal_of({"sections": {"m8": section(nfpcapd=12.0)}}, one) == (None, False)
+
+
+def test_growth_is_the_worst_of_far_pairs_and_of_all_peaks() -> None:
+    numbers = {"sections": {"frames": series((10**6, 1.0, 100), (10**7, 9.0, 104), (10**8, 99.0, 101))}}
+    assert goal_of(numbers, "time for ten times") == (pytest.approx(11.0), False)
+    assert goal_of(numbers, "peak memory over the frames") == (pytest.approx(4.0), True)
+    share = 104 * 2**20 / 1e6 / (150 + 20)
+    assert goal_of(numbers, "peak memory beside 200 bytes a one-way") == (pytest.approx(share), True)
+
+
+def test_flood_that_is_not_accounted_for_or_does_not_end_is_missed() -> None:
+    ended = {
+        "truth": {"frames": 100},
+        "counted": {"frames": 60, "tuples": 60},
+        "folded": 40,
+        "peak_mb": 100.0,
+        "wall_median": 1.0,
+    }
+    words = "spoofed frames that the ledger"
+    assert goal_of({"sections": {"spoofed": ended}}, words) == (0, True)
+    assert goal_of({"sections": {"spoofed": {**ended, "folded": 39}}}, words) == (1, False)
+    broken = {"sections": {"spoofed": {"truth": {"frames": 100}, "missing": "left out, killed"}}}
+    assert goal_of(broken, words) == (math.inf, False)
+    assert "did not finish" in document._goals(broken)
+
+
+def test_run_writes_numbers_page_and_pictures_and_can_be_taken_up(tmp_path: Path) -> None:
+    words = ["all", "--quick", "--docs", str(tmp_path), "--in", str(tmp_path)]
+    unfinished = tmp_path / "benchmarks.unfinished.json"
+    first = CliRunner().invoke(app, [*words, "--only", "spoofed"])
+    assert first.exit_code == 0, first.output
+    numbers = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert numbers["sections"]["spoofed"]["counted"]["frames"] == 2_000
+    assert numbers["commit"]
+    assert not unfinished.exists()
+    unfinished.write_text(json.dumps(numbers))
+    taken_up = [*words, "--only", "spoofed", "--only", "flows", "--resume"]
+    assert CliRunner().invoke(app, taken_up).exit_code == 0
+    more = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert more["sections"]["spoofed"] == numbers["sections"]["spoofed"]
+    page = tmp_path / "benchmarks.md"
+    assert page.read_text() == text_of(more, page)
+    assert "## More flows" in page.read_text()
+    assert "missed" in page.read_text() or "holds" in page.read_text()
+    assert (tmp_path / "bench-memory.svg").read_text().startswith("<?xml")
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".svg"]
+
+
+def test_constants_are_those_that_the_times_were_made_of() -> None:
+    made = [(1_000, 2e6), (1_000, 9e6), (4_000, 9e6)]
+    numbers = {"small": [{"parts": p, "rows": r, "run": {"wall": 3 + 0.002 * p + 4e-6 * r}} for p, r in made]}
+    found = model.constants(numbers)
+    assert (found.start, found.part, found.row) == pytest.approx((3, 0.002, 4e-6))
+    assert model.seconds(found, 2_000, 46e6) == pytest.approx(3 + 4 + 184)
+    assert model.Prediction("x", 121, 100, "").holds is False
+    assert model.Prediction("x", 119, 100, "").holds is True
+
+
+def test_both_ends_store_a_flow_between_nodes() -> None:
+    """So a plain flow has the same counts at both, and each part is as large as any other of its kind."""
+    shape = Shape(nodes=8, flows=200)
+    made = block(shape)
+    rows = [part(made, node, 1).rows for node in range(shape.nodes)]
+    names = ["src", "dst", "src_port", "dst_port", "protocol", "packets", "bytes", "start"]
+    nodes = node_addresses(range(shape.nodes)).tolist()
+    outer = [row for of in rows for row in of[of["tunnel"] == 0][names].tolist()]
+    plain = [row for row in outer if row[0] in nodes and row[1] in nodes]
+    assert plain
+    assert set(Counter(plain).values()) == {2}
+    assert len({row[:5] for row in plain}) == len(plain) // 2
+
+
+def test_store_is_judged_as_it_was_made(tmp_path: Path) -> None:
+    shape = Shape(nodes=6, flows=100)
+    rows, size = write_store(tmp_path / "store", shape, range(2), 1)
+    (tmp_path / "cluster.yaml").write_text(cluster_yaml(shape))
+    files = sorted((tmp_path / "store").rglob("*.parquet"))
+    assert len(files) == 12
+    assert sum(file.stat().st_size for file in files) == size
+    analysis = analyze(tmp_path / "store", cluster=tmp_path / "cluster.yaml")
+    assert set(analysis.flows["verdict"]) == {"allowed", "not-judged"}
+    assert set(analysis.findings["kind"]) == {"exposure"}
+    assert sum(ledger.frames for ledger in analysis.coverage) > rows
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "scale"])
+def test_page_in_the_tree_says_what_the_numbers_beside_it_say(name: str) -> None:
+    page, numbers = DOCS / f"{name}.md", DOCS / f"{name}.json"
+    if not numbers.exists():
+        pytest.skip(f"{numbers.name} is not there: no run has written it yet")
+    told = json.loads(numbers.read_text())
+    assert not told["quick"]
+    assert page.read_text() == (text_of(told, page) if name == "benchmarks" else model.markdown(told))
+
+
+@pytest.mark.alone
+def test_scale_predicts_and_writes_its_page(tmp_path: Path) -> None:
+    pytest.importorskip("dask")
+    done = CliRunner().invoke(app, ["scale", "--quick", "--docs", str(tmp_path), "--in", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    numbers = json.loads((tmp_path / "scale.json").read_text())
+    assert (tmp_path / "scale.md").read_text() == model.markdown(numbers)
+    rows, size, _ = model.predictions(numbers)
+    assert rows.holds
+    assert size.holds
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scale.json", "scale.md"]

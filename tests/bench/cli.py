@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import compare as cmp
+from bench import document, provenance, sections
+from bench.document import LIVE_MARKS
 from bench.generate import SPREADS, Settings, write_file
 from bench.population import NODES, SERVICES, default_mix, parse_mix
-from bench.tools import PRODUCT, TOOLS
+from bench.tools import PRODUCT, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +31,7 @@ app = typer.Typer(
 )
 err = Console(stderr=True, highlight=False)
 
-LIVE_MARKS = ("<!-- live: made by `python -m bench live --into` -->", "<!-- live: end -->")
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 TSHARK, TSHARK_FRAMES = "tshark conv,tcp", 200_000
 
 Frames = Annotated[int, typer.Option(min=2, help="frames in the capture")]
@@ -43,6 +46,9 @@ Weights = Annotated[str, typer.Option(help=f"frames in a flow: {' or '.join(SPRE
 Mix = Annotated[str, typer.Option(help=f"shares of the flows, as NAME=SHARE,...; of {', '.join(SERVICES)}")]
 Where = Annotated[Path | None, typer.Option("--in", help="folder for captures (2-4 GB)")]
 Rounds = Annotated[int, typer.Option(min=1, help="turns of every tool")]
+Nfstream = Annotated[str, typer.Option(help="a Python that has NFStream; without it NFStream is left out")]
+Quick = Annotated[bool, typer.Option("--quick", help="sizes that tell nothing, in seconds")]
+Docs = Annotated[Path, typer.Option(help="folder of the documents that are written")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write every number to this file too")]
 
 
@@ -133,7 +139,7 @@ def run(
     )
     if tshark and frames > TSHARK_FRAMES:
         raise typer.BadParameter(f"tshark needs minutes beyond {TSHARK_FRAMES} frames", param_hint="--tshark")
-    names = [name for name in TOOLS if name != TSHARK or tshark]
+    names = [*sections.WHOLE, *([TSHARK] if tshark else [])]
     with _workplace(where) as folder:
         err.print(f"generating {frames} frames", markup=False)
         truth = _write(folder / "capture.pcap", settings)
@@ -148,6 +154,109 @@ def run(
     _show_run(document)
     _save(json_file, document)
     hold(entries, at_most)
+
+
+@app.command("all")
+def everything(
+    *,
+    docs: Docs = DOCS,
+    where: Where = None,
+    nfstream: Nfstream = "",
+    quick: Quick = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"one of {', '.join(sections.SECTIONS)}, live")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="keep what an unfinished run on this commit has")
+    ] = False,
+) -> None:
+    """Measure everything and write benchmarks.md, its numbers (benchmarks.json) and pictures."""
+    unknown = set(only or ()) - {*sections.SECTIONS, "live"}
+    if unknown:
+        raise typer.BadParameter(f"no section is called {min(unknown)!r}", param_hint="--only")
+    unfinished = docs / "benchmarks.unfinished.json"
+    numbers = _begun(unfinished, quick=quick, resume=resume)
+    wanted = tuple(n for n in only or sections.SECTIONS if n != "live" and n not in numbers["sections"])
+    sizes = sections.QUICK if quick else sections.FULL
+    for name, told in sections.measure(wanted, sizes, where, _progress, nfstream):
+        numbers["sections"][name] = told
+        _save(unfinished, numbers)
+    if "live" not in numbers and ("live" in only if only else not quick):
+        numbers |= _live_numbers(where)
+    _save(docs / "benchmarks.json", numbers)
+    unfinished.unlink(missing_ok=True)
+    write(docs=docs)
+    for goal, value in document.results(numbers):
+        print("  ".join(cell for cell in document._goal_row(goal, value) if cell))
+
+
+def _begun(unfinished: Path, *, quick: bool, resume: bool) -> dict[str, Any]:
+    """The head of a run's numbers; with what is there already, where that is of this commit and asked for."""
+    head = provenance.head(quick=quick)
+    if resume and unfinished.exists():
+        earlier: dict[str, Any] = json.loads(unfinished.read_text(encoding="utf-8"))
+        if all(earlier[name] == head[name] for name in ("commit", "changes", "quick", "machine")):
+            return earlier
+        err.print("the unfinished run is of another state: begun anew", markup=False)
+    return {**head, "sections": {}}
+
+
+def _live_numbers(where: Path | None) -> dict[str, Any]:
+    """The costs of live capture; nothing where this machine cannot capture."""
+    asked = program(PRODUCT)
+    if asked is None or subprocess.run([asked, "doctor"], capture_output=True, check=False).returncode:
+        err.print("live capture is left out: `rke2-flows doctor` says why", markup=False)
+        return {}
+    from bench import live as lv
+
+    with _workplace(where) as folder:
+        return {"live": lv.measure(folder, 3, _progress)}
+
+
+@app.command()
+def write(*, docs: Docs = DOCS) -> None:
+    """Write benchmarks.md and its pictures again from benchmarks.json."""
+    from bench import charts
+
+    page = docs / "benchmarks.md"
+    numbers = json.loads((docs / "benchmarks.json").read_text(encoding="utf-8"))
+    page.write_text(text_of(numbers, page), encoding="utf-8")
+    charts.draw(numbers, docs)
+
+
+def text_of(numbers: dict[str, Any], page: Path) -> str:
+    """The page of these numbers; where they have none of live capture, what the page has of it stays."""
+    earlier = document.live_of(page.read_text(encoding="utf-8")) if page.exists() else ""
+    if "live" in numbers:
+        from bench import live as lv
+
+        earlier = lv.markdown(numbers["live"], numbers["date"])
+    return document.markdown(numbers, earlier)
+
+
+@app.command()
+def scale(
+    *,
+    docs: Docs = DOCS,
+    where: Where = None,
+    quick: Quick = False,
+    rows: Annotated[
+        int, typer.Option(help="rows of the large store, about 15 bytes each; 0: 200 million")
+    ] = 0,
+) -> None:
+    """What a large cluster's store costs: measure, predict, check, and write scale.md and scale.json."""
+    from bench import model, scaling
+
+    plan = scaling.QUICK if quick else scaling.FULL
+    plan = replace(plan, rows=rows or plan.rows)
+    with _workplace(where) as folder:
+        numbers = provenance.head(quick=quick) | scaling.measure(folder, plan, _progress)
+    _save(docs / "scale.json", numbers)
+    (docs / "scale.md").write_text(model.markdown(numbers), encoding="utf-8")
+    for told in model.predictions(numbers):
+        print(
+            f"{told.what}: {told.model:,.1f} by the model, {told.measured:,.1f} measured, {told.error:+.1%}"
+        )
 
 
 @app.command()

@@ -71,37 +71,54 @@ def run_once(command: list[str], folder: Path) -> Took:
     return Took(float(wall), float(user) + float(system), int(peak) / 1024, output)
 
 
-def _turn(tool: Tool, entry: Entry, capture: Path, port: int) -> None:
-    folder, logs = capture.parent / "turn", capture.parent / "logs"
+@dataclass
+class Job:
+    """One tool on one capture, and its runs."""
+
+    tool: Tool
+    capture: Path
+    entry: Entry
+
+
+def _turn(job: Job, port: int, nfstream: str) -> None:
+    entry = job.entry
+    folder, logs = job.capture.parent / "turn", job.capture.parent / "logs"
     folder.mkdir()
     logs.mkdir(exist_ok=True)
     try:
-        place = Place(capture, folder, port)
-        command = tool.command(place)
+        place = Place(job.capture, folder, port, nfstream)
+        command = job.tool.command(place)
         if command is None:
             entry.missing = f"{entry.name}: not on this machine, left out"
             return
         entry.runs.append(run_once(command, logs))
         if len(entry.runs) == 1:
-            entry.counted = tool.counted(place, entry.runs[0].output)
+            entry.counted = job.tool.counted(place, entry.runs[0].output)
     except RunError as error:
         entry.missing = f"{entry.name}: left out, {error}"
     finally:
         shutil.rmtree(folder)
 
 
-def compare(capture: Path, names: list[str], rounds: int, say: Callable[[str], None]) -> list[Entry]:
-    """Run the named tools in turns on a capture in a folder of its own; ``say`` hears what goes on."""
-    entries = [Entry(name, TOOLS[name].role) for name in names]
-    _warm(capture)
+def turns(jobs: list[Job], rounds: int, say: Callable[[str], None], nfstream: str = "") -> list[Entry]:
+    """Run the jobs in turns, as often as there are rounds; ``say`` hears what goes on."""
+    for capture in {job.capture for job in jobs}:
+        _warm(capture)
     with sink() as port:
         for number in range(rounds):
-            for entry in entries:
-                if entry.missing:
-                    continue
-                say(f"round {number + 1} of {rounds}: {entry.name}")
-                _turn(TOOLS[entry.name], entry, capture, port)
-    return entries
+            for job in jobs:
+                if not job.entry.missing:
+                    say(f"round {number + 1} of {rounds}: {job.entry.name}")
+                    _turn(job, port, nfstream)
+    return [job.entry for job in jobs]
+
+
+def compare(
+    capture: Path, names: list[str], rounds: int, say: Callable[[str], None], nfstream: str = ""
+) -> list[Entry]:
+    """Run the named tools in turns on a capture in a folder of its own."""
+    jobs = [Job(TOOLS[name], capture, Entry(name, TOOLS[name].role)) for name in names]
+    return turns(jobs, rounds, say, nfstream)
 
 
 def _warm(capture: Path) -> None:

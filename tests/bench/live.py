@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import live
 from packets import TYPE_IPV4, UDP, ether, ipv4, udp, vxlan
 
+from bench.provenance import machine
 from lab.processes import call
 
 if TYPE_CHECKING:
@@ -351,18 +352,6 @@ def _beside_row(others: list[Beside], name: str) -> dict[str, Any]:
         "kernel": statistics.median(one.kernel for one in of),
         "lost": [one.lost for one in of],
     }
-
-
-def machine() -> str:
-    """The processor, its cores, the distribution and the kernel."""
-    cpu = re.search(
-        r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    system = platform.freedesktop_os_release()
-    return (
-        f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, {system.get('NAME', '')} "
-        f"{system.get('VERSION_ID', '')}, kernel {platform.release()}"
-    )
 
 
 # ---- as text ----
