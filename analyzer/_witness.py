@@ -75,14 +75,16 @@ def _unit_sums(
     rows: Rows, flow: Indices, inward: Booleans, unit: Indices, turn: Indices
 ) -> tuple[Indices, Counts, Counts, Indices]:
     """Rows of one flow, direction and unit of observation added up: first row of each sum, packets, bytes,
-    least turn.
+    least turn of those that counted any.
     """
     if _all_differ(flow * 2 + inward, unit):
         return np.arange(len(rows)), rows["packets"], rows["bytes"], turn
     numbers, first = group(pack(flow, unit, inward))
     groups = Groups(numbers, len(first))
     sums = [groups.reduce(np.add, rows[name]).astype(np.uint64) for name in ("packets", "bytes")]
-    return first, sums[0], sums[1], groups.reduce(np.minimum, turn).astype(np.intp)
+    many = int(turn.max(initial=0)) + 1
+    named = groups.reduce(np.minimum, turn + many * (rows["packets"] == 0)) % many
+    return first, sums[0], sums[1], named
 
 
 def _all_differ(one: Indices, other: Indices) -> bool:
