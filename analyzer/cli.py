@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from analyzer.commands import check, cluster, diff, evidence, flows, listeners, live, matrix, spec
+from analyzer.commands import check, cluster, diff, evidence, flows, listeners, live, matrix, spec, store
 from analyzer.commands.options import EXIT_STATUS, INPUT_FAULT, INTERRUPTED, NOTHING, group
 from analyzer.errors import AnalyzerError
 
@@ -38,7 +38,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (  # in the order of --
 )
 for _command, _epilog in _COMMANDS:
     app.command(epilog=_epilog)(_command)
-for _name, _group in (("spec", spec.app), ("cluster", cluster.app)):
+for _name, _group in (("spec", spec.app), ("cluster", cluster.app), ("store", store.app)):
     app.add_typer(_group, name=_name)
 
 

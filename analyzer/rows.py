@@ -302,6 +302,35 @@ def merge(tables: Iterable[OneWay]) -> OneWay:
     )
 
 
+def coarser(one_way: OneWay, interval: int) -> OneWay:
+    """The same with intervals of `interval` ns, which must be a multiple of its own: what reading with that
+    interval would have made.
+    """
+    if interval == one_way.interval:
+        return one_way
+    facts = replace(one_way.facts, drops=_floored(one_way.facts.drops, interval))
+    rows = sum_rows(_floored(one_way.rows, interval))
+    # merged with nothing: drops and fragments that had other intervals and now have the same add up
+    return merge([replace(one_way, rows=rows, facts=facts, interval=interval), OneWay()])
+
+
+def alike(parts: Sequence[OneWay]) -> list[OneWay]:
+    """The same with the longest interval of them, as far as the others divide it; what is not cut by time
+    stays so. Else two observers of a flow, one in hours and one in seconds, would not be seen to tell of the
+    same.
+    """
+    longest = max((part.interval for part in parts), default=0)
+    return [
+        coarser(part, longest) if part.interval and longest % part.interval == 0 else part for part in parts
+    ]
+
+
+def _floored(records: Rows, interval: int) -> Rows:
+    records = records.copy()
+    records["interval"] -= records["interval"] % np.uint64(interval)
+    return records
+
+
 def _new_numbers(part: OneWay, observers: Sequence[Observer]) -> npt.NDArray[np.uint32]:
     """The number that each of a part's observers has among all."""
     numbers = {observer: i for i, observer in enumerate(observers)}

@@ -8,15 +8,17 @@ writes for each interval. A file is written beside its place and renamed, so tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 import pandas as pd
@@ -25,10 +27,10 @@ from analyzer import flows
 from analyzer.capture.offline import COMPRESSIONS, Progress, read_captures
 from analyzer.errors import CaptureError
 from analyzer.facts import parse_drops
-from analyzer.rows import Coverage, Observer, OneWay, merge
+from analyzer.rows import Coverage, Observer, OneWay, alike, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 SCHEMA = 1
 METADATA_KEY = b"rke2-flows"
@@ -42,6 +44,9 @@ _LIVE = ("process", "pid", "pod", "drops")
 _ROWS = "rows"  # what the notes of a part say that it is; those of a flow table say nothing
 _INTERVAL_LIMIT = 2**63  # ns
 _TIMES = ("start", "end")
+#: what a part is called that takes the place of others: from when to when
+COMPACTED = re.compile(r"\d{8}T\d{6}\.\d{3}Z-\d{8}T\d{6}\.\d{3}Z(-\d+)?\.parquet")
+_LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 _CAPTURE_MAGICS = (
     b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
     b"\xa1\xb2\xcd\x34", b"\x0a\x0d\x0d\x0a", *(magic for magic, _, _ in COMPRESSIONS),
@@ -61,35 +66,117 @@ class FlowFile:
 
 
 def read_inputs(
-    paths: Sequence[str | Path], *, interval: int = 0, progress: Progress = lambda _: None
+    paths: Sequence[str | Path],
+    *,
+    interval: int = 0,
+    progress: Progress = lambda _: None,
+    since: int = 0,
+    until: int = _INTERVAL_LIMIT,
+    nodes: Collection[str] = (),
 ) -> OneWay:
     """Captures, flow files, parts of a live capture and folders of them, as one table of one-way rows. ``-``
     is a capture on standard input.
 
-    Raises CaptureError where one is missing or is neither, and where a folder holds none.
+    Of several intervals the longest stands, where the others divide it. A folder may be compacted or pruned
+    meanwhile: it is listed again, and each packet counts once.
+
+    `since`, `until` (ns) and `nodes` choose parts, whole ones, so that rows and ledgers still agree: those in
+    which something was recorded from `since` on and before `until`, by these nodes (none: all). Of the others
+    nothing but the notes is read.
+
+    Raises CaptureError where one is missing or is neither, and where a folder holds none; and where parts are
+    to be chosen: for an input that is no part, for a node that no part has, and where none is left.
     """
-    files = list(expand(paths))
+    chosen = Choice(since, until, frozenset(nodes))
+    for _ in range(_LISTINGS):
+        files = list(expand(paths))
+        try:
+            return _read_files(chosen.of(files), interval, progress)
+        except CaptureError:
+            if not _vanished(files, paths):
+                raise
+    raise _restless(" ".join(map(str, paths)))
+
+
+class Choice(NamedTuple):
+    """Which parts of a store to read. `since`, `until`: ns; `nodes`: names, none for all."""
+
+    since: int = 0
+    until: int = _INTERVAL_LIMIT
+    nodes: frozenset[str] = frozenset()
+
+    def of(self, files: Sequence[Path]) -> Sequence[Path]:
+        """Those among these files. Raises CaptureError as :func:`read_inputs` says."""
+        if self == Choice():
+            return files
+        notes = {path: _part_notes(path) for path in files}
+        known = frozenset().union(*(note.sources for note in notes.values()))
+        if not self.nodes <= known:
+            raise CaptureError(
+                f"no part is of node {min(self.nodes - known)}",
+                next_step=f"there are {', '.join(sorted(known))}",
+            )
+        found = [path for path, note in notes.items() if self._has(note)]
+        if not found:
+            raise CaptureError(
+                "nothing was recorded in this time", next_step="`rke2-flows store show` says when it was"
+            )
+        return found
+
+    def _has(self, note: Notes) -> bool:
+        if self.nodes and not note.sources & self.nodes:
+            return False
+        return any(start < self.until and end >= self.since for start, end in note.windows)
+
+
+def _part_notes(path: Path) -> Notes:
+    note = read_notes(path)
+    if note is None:
+        raise CaptureError(
+            "is no part of a store, so no time or node of it can be chosen",
+            where=str(path),
+            next_step="leave it out, or choose nothing",
+        )
+    return note
+
+
+def _vanished(files: Sequence[Path], given: Sequence[str | Path]) -> bool:
+    """Whether a file is gone that a folder's listing had. What was named itself is not looked for again, and
+    standard input can be read but once.
+    """
+    named = {Path("-"), *map(Path, given)}
+    return Path("-") not in files and any(not path.exists() for path in files if path not in named)
+
+
+def _restless(where: str) -> CaptureError:
+    return CaptureError(
+        "changes faster than it can be read", where=where, next_step="try again when less is deleted there"
+    )
+
+
+def _read_files(files: Sequence[Path], interval: int, progress: Progress) -> OneWay:
     tables = {path: kind_of(path) in FLOW_FILES for path in files}
     captures = [path for path in files if not tables[path]]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         parts = list(threads.map(read_flows, (path for path in files if tables[path])))
     if captures:
         parts.insert(0, read_captures(captures, interval=interval, progress=progress))
-    return merge(parts)
+    return merge(alike(parts))
 
 
 def expand(paths: Sequence[str | Path]) -> Iterator[Path]:
     """Files as they are, folders as the captures, flow files and parts in them, by name; each file once.
 
-    What is hidden in a folder stays so: a part that is being written has such a name.
+    What is hidden in a folder stays so: a part that is being written has such a name. A part of which another
+    one among them says that it took its place is left out: what compacted them was stopped before it deleted
+    it.
     """
-    seen: set[str] = set()
+    files: dict[str, Path] = {}
     for path in (found for given in paths for found in _files_of(_path(given))):
         # realpath, unlike resolve(), bears a loop of links
-        identity = "-" if str(path) == "-" else os.path.realpath(path)
-        if identity not in seen:
-            seen.add(identity)
-            yield path
+        files.setdefault("-" if str(path) == "-" else os.path.realpath(path), path)
+    left_out = replaced(list(files.values()))
+    yield from (path for path in files.values() if path not in left_out)
 
 
 def _path(given: str | Path) -> Path:
@@ -103,8 +190,7 @@ def _path(given: str | Path) -> Path:
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    seen = (file for file in sorted(path.rglob("*")) if not _is_hidden(file.relative_to(path)))
-    files = [file for file in seen if file.is_file() and kind_of(file)]
+    files = files_in(path)
     if not files:
         raise CaptureError(
             "no capture and no flow file in this folder",
@@ -114,8 +200,54 @@ def _files_of(path: Path) -> list[Path]:
     return files
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(name.startswith(".") for name in path.parts)
+def files_in(folder: Path) -> list[Path]:
+    """The captures, flow files and parts in a folder and below it, by name; none where it has none.
+
+    A part may appear in one folder and those whose place it takes be deleted from another while they are
+    listed. So all is listed twice: what was there when the first listing ended is in one of the two, or what
+    took its place is; and what is in one of them and gone makes it begin anew.
+    """
+    for _ in range(_LISTINGS):
+        seen = {path for _ in range(2) for path in _listed(folder)}
+        files = [path for path in sorted(seen) if path.is_file() and kind_of(path)]
+        if all(map(os.path.lexists, seen)):
+            return files
+    raise _restless(str(folder))
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    """What is not hidden, files and folders."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in (*folders, *names) if not name.startswith("."))
+
+
+def replaced(files: Sequence[Path]) -> set[Path]:
+    """Which of these parts have their rows in another of them as well, which took their place.
+
+    Raises CaptureError where one that has the name of a compacted part is damaged.
+    """
+    gone = {entry for path in files if COMPACTED.fullmatch(path.name) for entry in _replaces(path)}
+    names = {name for name, _ in gone}
+    return {path for path in files if path.name in names and (path.name, content_id(path)) in gone}
+
+
+def _replaces(path: Path) -> list[tuple[str, str]]:
+    """Names and content ids. A file that is gone says nothing; who reads it will find that out."""
+    try:
+        with _told(path), _opened(path) as (_, notes):
+            return [(_text(name), _text(content)) for name, content in notes.get("replaces", [])]
+    except CaptureError:
+        if path.exists():
+            raise
+        return []
+
+
+def content_id(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex; empty where it is gone."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
 
 
 def kind_of(path: Path) -> str:
@@ -169,6 +301,41 @@ def read_rows(path: str | Path) -> OneWay:
             next_step="give what `rke2-flows capture -o` wrote",
         )
     return part
+
+
+class Notes(NamedTuple):
+    """What a part says of itself. `windows`: from when to when something was recorded, ns; `records`: how
+    many it holds.
+    """
+
+    sources: frozenset[str]
+    coverage: tuple[Coverage, ...]
+    interval: int
+    windows: tuple[tuple[int, int], ...]
+    records: int
+
+
+def read_notes(path: Path) -> Notes | None:
+    """A part's notes, without its records; None for any other file. Raises CaptureError where it is
+    damaged.
+    """
+    if kind_of(path) != "parquet":
+        return None
+    with _told(path), _opened(path) as (file, notes):
+        if notes.get("kind") != _ROWS:
+            return None
+        coverage = _ledgers(notes)
+        sources = frozenset(_text(source) for source, *_ in notes["observers"])
+        return Notes(sources, coverage, _interval(notes), _windows(notes, coverage), file.metadata.num_rows)
+
+
+def _windows(notes: dict[str, Any], coverage: Sequence[Coverage]) -> tuple[tuple[int, int], ...]:
+    ledgers = [(ledger.start, ledger.end) for ledger in coverage if ledger.start]
+    windows = tuple((int(start), int(end)) for start, end in notes.get("windows", ledgers))
+    wrong = [window for window in (*windows, *ledgers) if not 0 < window[0] <= window[1] < _INTERVAL_LIMIT]
+    if wrong:
+        raise ValueError(f"its window from {wrong[0][0]} to {wrong[0][1]} ns is none")
+    return windows
 
 
 #: what pandas and Arrow raise where a file is not what it claims to be
@@ -358,8 +525,9 @@ def write_flows(
         WRITERS[suffix](table, beside, FlowFile(table, tuple(coverage), interval))
 
 
-def write_rows(one_way: OneWay, path: str | Path) -> None:
+def write_rows(one_way: OneWay, path: str | Path, more: Mapping[str, object] | None = None) -> None:
     """Writes one-way rows as a part, Parquet whatever the suffix; :func:`read_rows` gives the same back.
+    `more`: what else it is to say of itself.
 
     Raises CaptureError where the place cannot be written.
     """
@@ -373,6 +541,7 @@ def write_rows(one_way: OneWay, path: str | Path) -> None:
         "interval": one_way.interval,
         "observers": one_way.observers,
         "coverage": [asdict(ledger) for ledger in one_way.coverage],
+        **(more or {}),
     }
     table = _parts.to_arrow(one_way)
     with replacing(path) as beside:
