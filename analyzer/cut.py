@@ -81,7 +81,7 @@ def finding_of(analysis: Analysis, finding: str) -> dict[str, Any]:
 
 def flows_of(analysis: Analysis, finding: Mapping[str, Any]) -> pd.DataFrame:
     """The judged flows that a finding stands for, by start. CaptureError where it is about none."""
-    evidence = Evidence(analysis.flows)
+    evidence = Evidence.of(analysis)
     rows = evidence.rows_of(finding)
     if not len(rows):
         raise CaptureError(

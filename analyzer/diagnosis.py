@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer.findings import capturing_node
+from analyzer.findings import FlowColumns, capturing_node
 from analyzer.flows import CARRIER_PORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from analyzer.analysis import Analysis
 
@@ -73,6 +73,13 @@ _SLIPS = sorted(slip for slip in _slips(_SUPERVISOR) if slip < 2**16)
 # ---- what was seen ----
 
 
+_BY = ("from", "to", "server_port", "outcome")
+_OF_THE_FIRST = (
+    *("client", "server", "client_node", "server_node", "client_role", "server_role"),
+    *("scope", "rule", "source"),
+)
+
+
 class _Scene:
     """What signatures look at, each part made when it is asked for.
 
@@ -96,31 +103,42 @@ class _Scene:
     def carriers(self) -> Frame:
         """VXLAN and Geneve between nodes by `from`, `to`, `port` and `outcome`; `witnesses` of all."""
         udp = (self.flows["protocol"] == "udp") & (self.flows["scope"] == "inter-node")
-        return self._by_pair(udp & self.flows["server_port"].isin(CARRIER_PORTS), witnesses=_union)
+        return self._by_pair(udp & self.flows["server_port"].isin(CARRIER_PORTS), witnesses=True)
 
-    def _by_pair(self, chosen: pd.Series[bool], **more: Callable[[Any], Any]) -> Frame:
-        keys = ["client", "server", "server_port", "outcome"]
-        how: dict[str, Any] = dict.fromkeys(("packets_out", "packets_in"), "sum") | {
-            "start": "min", "end": "max", "source": "first", "first_frame": "first",
-            **dict.fromkeys(("scope", "rule", "client_node", "server_node"), "first"),
-            **dict.fromkeys(("client_role", "server_role"), "first"), **more,
-        }  # fmt: skip
-        columns = [name for name in (*keys, *how, "direction_by") if name in self.flows]
-        rows = self.flows.loc[chosen, columns]
-        opened = (rows["direction_by"] == "syn").astype(int)
-        rows = rows.assign(flows=1, opened=opened).sort_values("start", kind="stable")
-        how |= {"flows": "sum", "opened": "sum"}
-        by_address = rows.groupby(keys, observed=True, sort=False).agg(how).reset_index()
-        plain = by_address.astype(dict.fromkeys(by_address.select_dtypes("category"), object))
-        plain = plain.assign(
-            **{
-                "from": plain["client_node"].where(plain["client_node"] != "", plain["client"]),
-                "to": plain["server_node"].where(plain["server_node"] != "", plain["server"]),
-                "port": plain["server_port"].astype(int),
+    def _by_pair(self, chosen: pd.Series[bool], *, witnesses: bool = False) -> Frame:
+        """Texts are those of the earliest flow, but `witnesses`, which are all."""
+        flows = FlowColumns(self.flows)
+        rows = flows.by_start(np.flatnonzero(chosen))
+        number = flows.numbers(rows, *_BY)
+        first = rows[np.unique(number, return_index=True)[1]]
+        ends = list(zip(*(flows.column(name, first).values() for name in _BY), strict=True))
+        ranks = np.zeros(len(ends), np.intp)
+        ranks[sorted(range(len(ends)), key=ends.__getitem__)] = np.arange(len(ends))
+        number, first = ranks[number], first[np.argsort(ranks)]
+        counts = np.bincount(number, minlength=len(ends))
+        order, begins = np.argsort(number, kind="stable"), np.cumsum(counts) - counts
+        groups = np.split(rows[order], begins[1:]) if witnesses and ends else []
+        opened = flows.among("direction_by", ("syn",), rows)[order].astype(np.int64)
+        return pd.DataFrame(
+            {
+                **{name: np.array(flows.column(name, first).values(), object) for name in ("from", "to")},
+                "port": flows.number("server_port", first).astype(np.int64),
+                "outcome": np.array(flows.column("outcome", first).values(), object),
+                **{
+                    name: np.add.reduceat(flows.number(name, rows)[order], begins)
+                    for name in ("packets_out", "packets_in")
+                },
+                "start": self.flows["start"].array[first],
+                "end": pd.to_datetime(
+                    np.maximum.reduceat(flows.time("end", rows)[order], begins), unit="ns", utc=True
+                ),
+                **{name: np.array(flows.column(name, first).values(), object) for name in _OF_THE_FIRST},
+                "first_frame": flows.number("first_frame", first),
+                **({"witnesses": [_union(flows, of) for of in groups]} if witnesses else {}),
+                "flows": counts,
+                "opened": np.add.reduceat(opened, begins),
             }
-        ).sort_values("start", kind="stable")
-        how |= {"client": "first", "server": "first"}
-        return plain.groupby(["from", "to", "port", "outcome"], sort=True).agg(how).reset_index()
+        )
 
     @cached_property
     def inner(self) -> Frame:
@@ -164,9 +182,13 @@ class _Scene:
 
     def found(self, rows: Frame) -> Frame:
         """Those of the rows that a finding tells of: of what had no time to be answered none does."""
-        told = self.findings[self.findings["kind"].isin(_EXPLAINED)]
-        keys = told[["client", "server", "port"]].set_axis(["from", "to", "port"], axis=1)
-        return _those(rows, keys, ["from", "to", "port"])
+        return _those(rows, self.explainable, _PORT) if len(rows) else rows
+
+    @cached_property
+    def explainable(self) -> Frame:
+        """Findings that a cause may explain, with `from` and `to`."""
+        found = self.findings[self.findings["kind"].isin(_EXPLAINED)]
+        return found.assign(**{"from": found["client"], "to": found["server"]})
 
     def captured(self) -> set[str]:
         return {capturing_node(ledger.source, self.cluster.members) for ledger in self.coverage} - {""}
@@ -175,8 +197,13 @@ class _Scene:
         return {capturing_node(name, self.cluster.members) for name in witnesses.split(";")}
 
 
-def _union(texts: pd.Series[Any]) -> str:
-    return ";".join(sorted({name for text in texts.unique() for name in str(text).split(";")}))
+def _union(flows: FlowColumns, rows: npt.NDArray[np.intp]) -> str:
+    codes, names = flows.column("witnesses", rows)
+    return _joined(names[np.unique(codes)].tolist())
+
+
+def _joined(witnesses: Iterable[str]) -> str:
+    return ";".join(sorted({name for text in witnesses for name in text.split(";")}))
 
 
 def _index(rows: Frame, by: Sequence[str]) -> pd.MultiIndex:
@@ -207,9 +234,10 @@ _PORT = ("from", "to", "port")
 def _unanswered(scene: _Scene, ports: Sequence[int]) -> Frame:
     """Between nodes, found, and never answered while it was watched."""
     silent = scene.tcp(ports, "unanswered")
-    return _without(
-        scene.found(silent[silent["scope"] == "inter-node"]), scene.tcp(ports, "answered", "refused"), _PORT
-    )
+    if silent.empty:
+        return silent
+    told = scene.found(silent[silent["scope"] == "inter-node"])
+    return _without(told, scene.tcp(ports, "answered", "refused"), _PORT)
 
 
 def _join_blocked(scene: _Scene) -> Frame:
@@ -221,6 +249,8 @@ def _join_blocked(scene: _Scene) -> Frame:
 def _rejected(scene: _Scene) -> Frame:
     """Unreachable, and the server's node itself said by ICMP that a rule prohibits it."""
     told = scene.asked[scene.asked["outcome"] == "unreachable"]
+    if told.empty:
+        return told
     errors = scene.errors(_PROHIBITED).set_axis(["to", "from"], axis=1)
     return _those(scene.found(told[told["scope"] == "inter-node"]), errors, _PAIR)
 
@@ -238,6 +268,8 @@ def _server_is_api(scene: _Scene) -> Frame:
     asked = scene.asked[scene.asked["scope"] == "inter-node"]
     api = asked[(asked["port"] == _API) & (asked["outcome"] == "answered") & (asked["client_role"] != "")]
     api = api[(api["opened"] == api["flows"]) & (api["flows"] >= _SEVERAL)]
+    if api.empty:
+        return api
     rest = asked[asked["port"] != _API]
     if not rest["port"].eq(_SUPERVISOR).any():
         return api[:0]
@@ -323,7 +355,7 @@ def _vxlan_lost(scene: _Scene) -> Frame:
     """`sure`: the other end's capture has VXLAN, so no filter kept it out."""
     carriers = scene.unanswered_carriers
     lost = carriers[carriers["lost"]]
-    return lost.assign(sure=lost["to"].isin(scene.saw(_union(scene.carriers["witnesses"]))))
+    return lost.assign(sure=lost["to"].isin(scene.saw(_joined(scene.carriers["witnesses"]))))
 
 
 def _pods_stopped(scene: _Scene) -> Frame:
@@ -408,6 +440,8 @@ def _black_hole(scene: _Scene) -> Frame:
     few = (large["answers"] <= _FEW_ANSWERS) & (large["packets"] >= large["answers"] + _SEVERAL)
     lasting = large["end"] - large["start"] >= _STALLED
     stalled = large[large["shaken"] & few & lasting]
+    if stalled.empty:
+        return stalled
     passed = large.drop(stalled.index)
     stalled = _without(stalled, passed[passed["answers"] * 3 >= passed["packets"]], _PAIR)
     stalled = _those(stalled, sent[(sent["size"] < _LARGE) & (sent["answers"] > 0)], _PAIR)
@@ -445,7 +479,10 @@ def _sent(scene: _Scene) -> Frame:
     plain = scene.flows.loc[chosen, _COUNTED]
     plain = plain.assign(**{name: plain[column] for name, column in _ENDS.items()})
     tcp = [plain, scene.inner[scene.inner["protocol"] == "tcp"]]
-    unanswered = [_one_way(rows[_is_large(rows, way)], way) for rows in tcp for way in _WAYS]
+    large = [(rows, _is_large(rows, way), way) for rows in tcp for way in _WAYS]
+    unanswered = [_one_way(rows[which], way) for rows, which, way in large if which.any()]
+    if not unanswered:
+        return pd.DataFrame()
     suspects = pd.concat([_pairs_of(rows) for rows in unanswered]).drop_duplicates()
     if suspects.empty:
         return suspects
@@ -728,9 +765,7 @@ def _named_pairs(hits: Frame) -> list[str]:
 
 
 def _explained(scene: _Scene, hits: Frame) -> list[str]:
-    found = scene.findings[scene.findings["kind"].isin(_EXPLAINED)]
-    keys = found.assign(**{"from": found["client"], "to": found["server"]})
-    return [str(name) for name in _those(keys, hits, _PORT)["id"]]
+    return [str(name) for name in _those(scene.explainable, hits, _PORT)["id"]]
 
 
 def _places(hits: Frame) -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
 """A finding → the flows it stands for, the rules that it is about, and where to see it. Rule: pure; looks up
 what ``find()`` decided, decides nothing again.
 
-A finding names its ends, protocol and port, and what kind of flow it collects; :class:`Evidence` takes the
-flows of those. Where a client both scans and offends on one port, its flows there are under both findings.
+Which flows a finding counts :func:`analyzer.findings.members` says; :class:`Evidence` keeps those, by time.
 """
 
 from __future__ import annotations
@@ -12,69 +11,51 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.matrices import FAILED_OUTCOMES
+from analyzer.findings import FlowColumns, members
+from analyzer.listeners import remark
 from analyzer.spec import LAST_PORT, PORTED, PROTOCOLS, Rule, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
 
+    from analyzer.analysis import Analysis
+
 FIRST = 3
 _KEY = ["from", "to", "protocol", "port"]
-_Mask = Any
 Rows = npt.NDArray[np.intp]
 Ends = tuple[str, str, str, int]
-
-#: kind → which judged flows it collects; a kind that is not here is about no flows
-_COLLECTS: dict[str, Callable[[pd.DataFrame], _Mask]] = {
-    "violation": lambda f: (f["scope"] == "inter-node") & (f["verdict"] != "allowed"),
-    "blocked": lambda f: (f["verdict"] == "allowed") & f["outcome"].isin(FAILED_OUTCOMES),
-    "exposure": lambda f: (f["scope"] == "external") & (f["outcome"] == "answered"),
-    "foreign-tunnel": lambda f: f["scope"] == "external",
-    "scan": lambda f: f["outcome"].isin(FAILED_OUTCOMES) & f["scope"].isin(("inter-node", "external")),
-}
 
 
 class Evidence:
     """The flows behind findings.
 
-    ``flows``: a judged flow table; only those that a finding can be about are kept, with ``from`` and ``to``
-    (node, or address where it is none) and ``port`` (for ICMP the type) added. Rows are positions in it.
+    ``judged``: a judged flow table; ``counted``: the positions in it of each finding's flows, by the
+    finding's id. ``flows`` are those that a finding counts, by start, with ``from`` and ``to`` (node, or
+    address where it is none) and ``port`` (for ICMP the type) added. Rows are positions in ``flows``.
     """
 
-    def __init__(self, flows: pd.DataFrame) -> None:
-        self.flows = _with_ends(_relevant(flows))
+    def __init__(self, judged: pd.DataFrame, counted: Mapping[str, Rows]) -> None:
+        kept = _by_start(judged, counted)
+        self.flows = _with_ends(judged.iloc[kept])
         self._column: dict[str, npt.NDArray[Any]] = {
             name: self.flows[name].to_numpy() for name in (*_KEY, *_TEXTS, "first_frame")
         }
-        self._of_kind = {kind: np.asarray(mask(self.flows), bool) for kind, mask in _COLLECTS.items()}
-        self._by_key = self._grouped(_KEY)
-        self._by_client, self._by_server = self._grouped("from"), self._grouped("to")
+        place = np.zeros(len(judged), np.intp)
+        place[kept] = np.arange(len(kept))
+        self._rows = {finding: np.sort(place[rows]) for finding, rows in counted.items()}
 
-    def _grouped(self, by: Any) -> dict[Any, Rows]:
-        groups: dict[Any, Any] = self.flows.groupby(by, sort=False).indices
-        return groups
+    @classmethod
+    def of(cls, analysis: Analysis) -> Evidence:
+        """Of all findings of an analysis."""
+        known = (analysis.flows, analysis.cluster, analysis.spec, analysis.coverage)
+        remarks = remark(*known, analysis.sockets) if analysis.sockets else ()
+        return cls(analysis.flows, members(*known, remarks))
 
     def rows_of(self, finding: Mapping[str, Any]) -> Rows:
         """Which flows a finding (a row of ``findings``, or of the JSON document) stands for, by time."""
-        mask = self._of_kind.get(finding["kind"])
-        if mask is None:
-            return _NONE
-        rows = self._candidates(finding)
-        return np.sort(rows[mask[rows]])
-
-    def _candidates(self, finding: Mapping[str, Any]) -> Rows:
-        if finding["kind"] == "scan":
-            return self._by_client.get(finding["client"], _NONE)
-        key = tuple(finding[name] for name in ("client", "server", "protocol", "port"))
-        rows = self._by_key.get(key)
-        if rows is not None or finding["client"] in self._by_client:
-            return _NONE if rows is None else rows
-        served = self._by_server.get(finding["server"], _NONE)  # "(many addresses)"
-        protocol, port = self._column["protocol"][served], self._column["port"][served]
-        same: Rows = served[(protocol == finding["protocol"]) & (port == finding["port"])]
-        return same
+        return self._rows.get(finding["id"], _NONE)
 
     def distinct(self, rows: Rows, *columns: str) -> list[tuple[Any, ...]]:
         """The different values of some columns, in order of appearance."""
@@ -91,11 +72,9 @@ class Evidence:
 _NONE: Rows = np.zeros(0, np.intp)
 
 
-def _relevant(flows: pd.DataFrame) -> pd.DataFrame:
-    quiet = (flows["verdict"] == "allowed") & ~flows["outcome"].isin(FAILED_OUTCOMES)
-    between = (flows["scope"] == "inter-node") & ~quiet
-    relevant = flows[(between | (flows["scope"] == "external")).to_numpy()]
-    return relevant.sort_values("start", kind="stable")
+def _by_start(judged: pd.DataFrame, counted: Mapping[str, Rows]) -> Rows:
+    """Positions of all flows that some finding counts, the earliest first."""
+    return FlowColumns(judged).by_start(np.unique(np.concatenate([_NONE, *counted.values()])))
 
 
 def _with_ends(flows: pd.DataFrame) -> pd.DataFrame:

@@ -8,23 +8,28 @@ refused ports of one client are one finding.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from analyzer.facts import parse_drops
 from analyzer.spec import PROTOCOLS, ROLE_BITS, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from analyzer.cluster import Cluster
     from analyzer.rows import Coverage
+
+Rows = npt.NDArray[np.intp]
+"""Positions in the judged table, ascending."""
 
 #: column → what it holds
 COLUMNS = {
@@ -94,7 +99,7 @@ _JOIN_PORTS = (6443, 9345)
 _NODE_PORTS = range(30000, 32768)
 
 #: (what it is, whether it got through) → severity of a violation; the first test that holds names what it is
-_VIOLATION_TESTS: tuple[tuple[str, Callable[[pd.Series], bool]], ...] = (
+_VIOLATION_TESTS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("etcd by an agent", lambda f: f["port"] in _ETCD_PORTS and f["client_role"] == "agent"),
     (
         "server to server join",
@@ -154,10 +159,10 @@ _EXPOSURE_SEVERITY = {
 #: unlisted port
 SCAN_PORTS = 20
 SCAN_NODES = 10
-_SCAN_GAP = pd.Timedelta(seconds=5)
+_SCAN_GAP = 5 * 10**9  # ns
 #: a single unanswered packet so short before the capture's end proves nothing: TCP asks again after 1 s (RFC
 #: 6298)
-_GRACE = pd.Timedelta(seconds=1)
+_GRACE = 10**9  # ns
 #: external clients of one port of one node, above which they are one finding
 MANY_CLIENTS = 50
 
@@ -196,6 +201,7 @@ DROP_REASONS = {
 _TAKEN = ("TCP_RESET",)  # names of what was taken in and done with: an answer, not a loss
 _MANY_REASONS = 3
 _MANY_OWNERS = 3
+_PLACES = 3
 
 _MORE_SNAPLEN = "Capture with a larger snaplen: 160 bytes hold all headers."
 #: count in the ledger → (severity, what it is, what to do)
@@ -249,6 +255,8 @@ _DEAF = (
     "Capture on the node's own uplink, or mirror both directions of the switch port.",
 )
 _EMPTY = ("it holds no frames", "Check the interface and the capture filter.")
+_NO_ROWS: Rows = np.zeros(0, np.intp)
+_NEVER, _LAST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # NaT, and after all times
 
 
 @dataclass
@@ -257,7 +265,7 @@ class _Draft:
 
     kind: str
     severity: str
-    flows: pd.DataFrame
+    rows: Rows
     client: str
     server: str
     protocol: str = ""
@@ -298,28 +306,59 @@ def find(
     :func:`analyzer.listeners.remark` returns. Returns a DataFrame with :data:`COLUMNS`; `outcomes` holds
     dicts, `evidence` lists of dicts with `source` and `first_frame`.
     """
-    seen = _with_ends(_relevant(judged))
-    scans, seen = _scans(seen)
+    return _table(*_drafts(judged, cluster, spec, coverage, remarks), spec)
+
+
+def members(
+    judged: pd.DataFrame,
+    cluster: Cluster,
+    spec: Spec,
+    coverage: Sequence[Coverage] = (),
+    remarks: Sequence[Remark] = (),
+) -> dict[str, Rows]:
+    """The flows that each finding counts: its id → their positions in `judged`, ascending.
+
+    Arguments are those of :func:`find`. Positions are intp arrays, as long as the finding's `flows` says.
+    """
+    _, drafts = _drafts(judged, cluster, spec, coverage, remarks)
+    return {_id(draft): draft.rows for draft in drafts}
+
+
+def _drafts(
+    judged: pd.DataFrame,
+    cluster: Cluster,
+    spec: Spec,
+    coverage: Sequence[Coverage],
+    remarks: Sequence[Remark],
+) -> tuple[FlowColumns, list[_Draft]]:
+    flows = FlowColumns(judged)
+    scans, seen = _scans(flows, _relevant(flows))
     deaf = deaf_sources(judged, {ledger.source for ledger in coverage})
-    drafts = [
+    return flows, [
         *scans,
-        *_violations(seen),
-        *_blocked(seen, cluster, coverage, deaf),
-        *_exposures(seen, cluster, spec),
-        *_foreign_tunnels(seen),
-        *_listeners(remarks, judged, cluster),
+        *_violations(flows, seen),
+        *_blocked(flows, seen, cluster, coverage, deaf),
+        *_exposures(flows, seen, spec),
+        *_foreign_tunnels(flows, seen),
+        *_listeners(remarks, flows, cluster),
         *_blind_spots(coverage, deaf),
     ]
-    return _table(drafts, cluster, spec, coverage)
 
 
 def remarked(remarks: Sequence[Remark], judged: pd.DataFrame, cluster: Cluster, spec: Spec) -> pd.DataFrame:
     """The findings of the kind `listener` alone."""
-    return _table(list(_listeners(remarks, judged, cluster)), cluster, spec, ())
+    flows = FlowColumns(judged)
+    return _table(flows, list(_listeners(remarks, flows, cluster)), spec)
 
 
-def _table(drafts: list[_Draft], cluster: Cluster, spec: Spec, coverage: Sequence[Coverage]) -> pd.DataFrame:
-    rows = [_finding(draft, cluster, spec, coverage) for draft in drafts]
+def _table(flows: FlowColumns, drafts: list[_Draft], spec: Spec) -> pd.DataFrame:
+    descriptions = {rule.id: rule.description for rule in spec.rules}
+    told = _measured(flows, [draft for draft in drafts if len(draft.rows)])
+    measures = [next(told) if len(draft.rows) else _nothing(draft) for draft in drafts]
+    rows = [
+        _finding(draft, measured, descriptions, spec.name)
+        for draft, measured in zip(drafts, measures, strict=True)
+    ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     rank = table["severity"].map(SEVERITIES.index)
     order = np.lexsort((table["id"], table["port"], table["server"], table["client"], table["kind"], rank))
@@ -329,170 +368,274 @@ def _table(drafts: list[_Draft], cluster: Cluster, spec: Spec, coverage: Sequenc
 # ---- which flows ----
 
 
-def _relevant(judged: pd.DataFrame) -> pd.DataFrame:
+class _Coded(NamedTuple):
+    """A column of some rows: codes (n,), and the text, or number, of each code. Equal texts have one code."""
+
+    codes: npt.NDArray[np.int64]
+    names: npt.NDArray[Any]
+
+    def values(self) -> list[Any]:
+        values: list[Any] = self.names[self.codes].tolist()
+        return values
+
+
+class FlowColumns:
+    """A judged flow table by column, for some of its rows at a time.
+
+    Columns are those of the table, and `from`, `to` (node, or address where it is none) and `port` (for ICMP
+    the type). Missing texts are empty.
+    """
+
+    def __init__(self, judged: pd.DataFrame) -> None:
+        self.judged = judged
+        self._names: dict[str, npt.NDArray[Any]] = {}
+        self._ends: dict[str, npt.NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        return len(self.judged)
+
+    def number(self, name: str, rows: Rows) -> npt.NDArray[Any]:
+        """A column of numbers, in its own dtype."""
+        values: npt.NDArray[Any] = self.judged[name].to_numpy()[rows]
+        return values
+
+    def time(self, name: str, rows: Rows) -> npt.NDArray[np.int64]:
+        """In ns since the epoch; :data:`_NEVER` where there is none."""
+        return pd.DatetimeIndex(self.judged[name].array[rows]).as_unit("ns").asi8
+
+    def by_start(self, rows: Rows) -> Rows:
+        """The rows with the earliest first, those without a time last."""
+        start = self.time("start", rows)
+        return rows[np.argsort(np.where(start == _NEVER, _LAST, start), kind="stable")]
+
+    def column(self, name: str, rows: Rows) -> _Coded:
+        """A column of texts, or ports."""
+        return _DERIVED[name](self, rows) if name in _DERIVED else self._text(name, rows)
+
+    def looked_up(self, name: str, value: Callable[[Any], Any], rows: Rows | None = None) -> npt.NDArray[Any]:
+        """value(text) of each row, computed once for each text. All rows where `rows` is None."""
+        codes, names = self._coded(name, slice(None) if rows is None else rows)
+        if len(names) <= len(codes):
+            values = np.array([value(text) for text in names])
+        else:
+            present, codes = np.unique(codes, return_inverse=True)
+            values = np.array([value(text) for text in names[present]], None if len(present) else bool)
+        found: npt.NDArray[Any] = values[codes]
+        return found
+
+    def among(self, name: str, texts: Collection[str], rows: Rows | None = None) -> npt.NDArray[np.bool_]:
+        """Whether each row has one of the texts. All rows where `rows` is None."""
+        return self.looked_up(name, texts.__contains__, rows)
+
+    def numbers(self, rows: Rows, *by: str) -> npt.NDArray[np.int64]:
+        """Number of each row's group, from 0, none left out."""
+        key, size = np.zeros(len(rows), np.int64), 1
+        for codes, names in (self.column(name, rows) for name in by):
+            if size * len(names) >= 2**62:
+                found, key = np.unique(key, return_inverse=True)
+                size = len(found)
+            key, size = key * len(names) + codes, size * len(names)
+        return np.unique(key, return_inverse=True)[1]
+
+    def distinct(self, rows: Rows, by: tuple[str, ...], what: tuple[str, ...]) -> npt.NDArray[np.int64]:
+        """For each row, how many different `what` its group has."""
+        group = self.numbers(rows, *by)
+        _, first = np.unique(self.numbers(rows, *by, *what), return_index=True)
+        return np.bincount(group[first])[group] if len(rows) else group
+
+    def groups(self, rows: Rows, *by: str) -> Iterator[tuple[tuple[Any, ...], Rows]]:
+        """What the rows of each group have in common, and the rows."""
+        if not len(rows):
+            return
+        number = self.numbers(rows, *by)
+        ordered = rows[np.argsort(number, kind="stable")]
+        ends = np.cumsum(np.bincount(number)).tolist()
+        begins = [0, *ends[:-1]]
+        common = [self.column(name, ordered[begins]).values() for name in by]
+        for begin, end, *values in zip(begins, ends, *common, strict=True):
+            yield tuple(values), ordered[begin:end]
+
+    def _text(self, name: str, rows: Rows) -> _Coded:
+        codes, names = self._coded(name, rows)
+        whole = codes.astype(np.int64)
+        missing = whole < 0
+        if missing.any():
+            whole[missing] = names.tolist().index("")
+        return _Coded(whole, names)
+
+    def _coded(self, name: str, rows: Rows | slice) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Codes, -1 where there is no text, and texts, of which the last is empty."""
+        column = self.judged[name].array
+        if not isinstance(column, pd.Categorical):
+            codes, texts = pd.factorize(column[rows])
+            return codes, np.array([*map(str, texts), ""], object)
+        if name not in self._names:
+            self._names[name] = np.array([*map(str, column.categories), ""], object)
+        return column.codes[rows], self._names[name]
+
+    def _end(self, side: str, rows: Rows) -> _Coded:
+        (node, nodes), (address, addresses) = (self._text(n, rows) for n in (f"{side}_node", side))
+        names = np.concatenate([nodes, addresses])
+        if side not in self._ends:
+            first: dict[str, int] = {}
+            self._ends[side] = np.array([first.setdefault(text, n) for n, text in enumerate(names)], np.int64)
+        codes = np.where(nodes[node] == "", len(nodes) + address, node)
+        return _Coded(self._ends[side][codes], names)
+
+    def _port(self, rows: Rows) -> _Coded:
+        icmp = self.among("protocol", ("icmp", "icmpv6"), rows)
+        ports = np.where(icmp, self.number("client_port", rows), self.number("server_port", rows))
+        return _Coded(ports.astype(np.int64), _PORTS)
+
+
+_PORTS = np.arange(65536)
+_DERIVED: dict[str, Callable[[FlowColumns, Rows], _Coded]] = {
+    "from": lambda flows, rows: flows._end("client", rows),
+    "to": lambda flows, rows: flows._end("server", rows),
+    "port": lambda flows, rows: flows._port(rows),
+    "server_port": lambda flows, rows: _Coded(flows.number("server_port", rows).astype(np.int64), _PORTS),
+}
+
+
+def _relevant(flows: FlowColumns) -> Rows:
     """The few flows that can be in a finding: all between nodes that failed or are not allowed, and all from
     outside.
     """
-    inter, external = (judged["scope"] == scope for scope in ("inter-node", "external"))
-    quiet = (judged["verdict"] == "allowed") & (judged["outcome"] == "answered")
-    return judged[(inter & ~quiet) | external]
-
-
-_TEXTS = (
-    *("client_node", "server_node", "client", "server", "client_role", "server_role"),
-    *("scope", "verdict", "outcome", "rule", "protocol", "source", "witnesses"),
-)
-
-
-_KNOWN_BY_NODES = ("process", "pid", "pod", "drops")
-
-
-def _with_ends(flows: pd.DataFrame) -> pd.DataFrame:
-    """The flows with `from`, `to` (node, or address where it is none) and `port` (for ICMP the type), as
-    plain columns.
-    """
-    flows = flows.assign(
-        **{name: flows[name].astype(str).astype(object) for name in _TEXTS},
-        **{name: flows[name].astype(object).fillna("").astype(str) for name in _KNOWN_BY_NODES},
-    )
-    icmp = flows["protocol"].isin(("icmp", "icmpv6"))
-    return flows.assign(
-        **{
-            "from": flows["client_node"].where(flows["client_node"] != "", flows["client"]),
-            "to": flows["server_node"].where(flows["server_node"] != "", flows["server"]),
-            "port": flows["client_port"].where(icmp, flows["server_port"]).astype(int),
-        }
-    )
-
-
-def _groups(flows: pd.DataFrame, *by: str) -> Iterator[tuple[Any, pd.DataFrame]]:
-    yield from flows.groupby(list(by), sort=True)
+    inter, external = (flows.among("scope", (scope,)) for scope in ("inter-node", "external"))
+    quiet = flows.among("verdict", ("allowed",)) & flows.among("outcome", ("answered",))
+    return np.flatnonzero((inter & ~quiet) | external)
 
 
 # ---- scans ----
 
 
-def _scans(flows: pd.DataFrame) -> tuple[list[_Draft], pd.DataFrame]:
+def _scans(flows: FlowColumns, rows: Rows) -> tuple[list[_Draft], Rows]:
     """One draft for each scanning client; and the flows that are not part of a scan."""
-    failed = flows[
-        flows["outcome"].isin(_FAILED) & (flows["server_node"] != "") & flows["protocol"].isin(("tcp", "udp"))
+    failed = rows[
+        flows.among("outcome", _FAILED, rows)
+        & ~flows.among("server_node", ("",), rows)
+        & flows.among("protocol", ("tcp", "udp"), rows)
     ]
-    wide = failed[_distinct(failed, ["from", "to"], ["protocol", "port"]) >= SCAN_PORTS]
-    stray = failed[failed["verdict"] != "allowed"]
-    broad = stray[_distinct(stray, ["from", "protocol", "port"], ["to"]) >= SCAN_NODES]
-    members = _within(failed.loc[wide.index.union(broad.index)], flows)
-    drafts = [
-        _Draft(
-            "scan",
-            _scan_severity(of),
-            of,
-            client,
-            _targets(of),
-            _one_or(of["protocol"], ""),
-            words=_scan_words(of),
-        )
-        for (client,), of in _groups(members, "from")
-    ]
-    return drafts, flows.drop(members.index)
+    if len(failed) < min(SCAN_PORTS, SCAN_NODES):
+        return [], rows
+    wide = failed[flows.distinct(failed, ("from", "to"), ("protocol", "port")) >= SCAN_PORTS]
+    stray = failed[~flows.among("verdict", ("allowed",), failed)]
+    broad = stray[flows.distinct(stray, ("from", "protocol", "port"), ("to",)) >= SCAN_NODES]
+    scanning = _within(flows, rows, np.isin(rows, wide) | np.isin(rows, broad))
+    drafts = [_scan(flows, client, of) for (client,), of in flows.groups(rows[scanning], "from")]
+    return drafts, rows[~scanning]
 
 
-def _distinct(flows: pd.DataFrame, by: list[str], what: list[str]) -> pd.Series:
-    """For each flow, how many different `what` its group has."""
-    counts = flows.drop_duplicates([*by, *what]).groupby(by).size().rename("count")
-    result: pd.Series = (
-        flows[by].merge(counts, left_on=by, right_index=True, how="left").set_index(flows.index)["count"]
-    )
-    return result
-
-
-def _within(members: pd.DataFrame, flows: pd.DataFrame) -> pd.DataFrame:
+def _within(flows: FlowColumns, rows: Rows, failed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Without what failed on a port of the table outside of the time of the scan, and without clients who
     mostly succeeded.
     """
-    stray = members[members["verdict"] != "allowed"]
-    keep = []
-    for (client,), of in _groups(members, "from"):
-        window = stray[stray["from"] == client]["start"]
-        tried = flows[(flows["from"] == client) & flows["to"].isin(of["to"].unique())]
-        mostly = len(of) * 2 > len(tried)
-        during = of["start"].between(window.min() - _SCAN_GAP, window.max() + _SCAN_GAP)
-        keep.append(of[mostly & ((of["verdict"] != "allowed") | during)])
-    return pd.concat(keep) if keep else members
+    if not failed.any():
+        return failed
+    client, pair = flows.numbers(rows, "from"), flows.numbers(rows, "from", "to")
+    tried = np.isin(pair, pair[failed])
+    often, in_all = (np.bincount(client[those], minlength=client.max() + 1) for those in (failed, tried))
+    stray, start = failed & ~flows.among("verdict", ("allowed",), rows), flows.time("start", rows)
+    timed = stray & (start != _NEVER)
+    first, last = (np.full(len(often), bound, np.int64) for bound in (_LAST, _NEVER))
+    np.minimum.at(first, client[timed], start[timed])
+    np.maximum.at(last, client[timed], start[timed])
+    during = (start >= first[client] - _SCAN_GAP) & (start <= last[client] + _SCAN_GAP)
+    return failed & (often * 2 > in_all)[client] & (stray | during)
 
 
-def _targets(of: pd.DataFrame) -> str:
-    nodes = sorted(of["to"].unique())
-    return nodes[0] if len(nodes) == 1 else f"({len(nodes)} nodes)"
-
-
-def _scan_words(of: pd.DataFrame) -> dict[str, str]:
-    ports = of.drop_duplicates(["protocol", "port"])
-    return {
-        "targets": f"{len(ports)} ports"
-        if len(ports) > 1
-        else f"{ports['protocol'].iloc[0]}/{ports['port'].iloc[0]}"
-    }
-
-
-def _scan_severity(of: pd.DataFrame) -> str:
-    return "high" if (of["scope"] == "inter-node").any() else "medium"
-
-
-def _one_or(values: pd.Series, otherwise: str) -> str:
-    distinct = values.unique()
-    return str(distinct[0]) if len(distinct) == 1 else otherwise
+def _scan(flows: FlowColumns, client: str, of: Rows) -> _Draft:
+    nodes = set(flows.column("to", of).values())
+    tried = set(zip(*(flows.column(name, of).values() for name in ("protocol", "port")), strict=True))
+    protocols = {protocol for protocol, _ in tried}
+    between = flows.among("scope", ("inter-node",), of).any()
+    return _Draft(
+        "scan",
+        "high" if between else "medium",
+        of,
+        client,
+        nodes.pop() if len(nodes) == 1 else f"({len(nodes)} nodes)",
+        protocols.pop() if len(protocols) == 1 else "",
+        words={"targets": f"{len(tried)} ports" if len(tried) > 1 else "{}/{}".format(*tried.pop())},
+    )
 
 
 # ---- the other kinds ----
 
 
-def _violations(flows: pd.DataFrame) -> Iterator[_Draft]:
-    outside = flows[(flows["scope"] == "inter-node") & (flows["verdict"] != "allowed")]
-    for (client, server, protocol, port), of in _groups(outside, "from", "to", "protocol", "port"):
-        through = not of["outcome"].isin(_FAILED).all()
-        what = next(name for name, holds in _VIOLATION_TESTS if holds(of.iloc[0]))
+_PAIR_AND_PORT = ("from", "to", "protocol", "port")
+_ROLES = ("client_role", "server_role")
+
+
+def _violations(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:
+    outside = rows[flows.among("scope", ("inter-node",), rows) & ~flows.among("verdict", ("allowed",), rows)]
+    groups = list(flows.groups(outside, *_PAIR_AND_PORT))
+    firsts = np.array([of[0] for _, of in groups], np.intp)
+    told = [flows.column(name, firsts).values() for name in ("verdict", *_ROLES)]
+    for ((client, server, protocol, port), of), *said in zip(groups, *told, strict=True):
+        first = dict(zip(("verdict", *_ROLES), said, strict=True)) | {"protocol": protocol, "port": port}
+        through = not flows.among("outcome", _FAILED, of).all()
+        what = next(name for name, holds in _VIOLATION_TESTS if holds(first))
+        roles = {name: first[name] or "outside" for name in _ROLES}
         words = {
             "reached": "reached" if through else "tried to reach",
-            "verdict_words": _VERDICT_WORDS[of["verdict"].iloc[0]].format(**_roles(of)),
+            "verdict_words": _VERDICT_WORDS[first["verdict"]].format(**roles),
         }
         advice = _JOIN_ADVICE if what == "server to server join" else ""
         severity = _VIOLATION_SEVERITY[what, through]
-        yield _Draft("violation", severity, of, client, server, protocol, int(port), words, advice)
+        yield _Draft("violation", severity, of, client, server, protocol, port, words, advice)
 
 
-def _both_servers(flow: pd.Series) -> bool:
-    return all(ROLE_BITS.get(flow[f"{side}_role"], 0) & ROLE_BITS["server"] for side in ("client", "server"))
-
-
-def _roles(of: pd.DataFrame) -> dict[str, str]:
-    return {name: of[name].iloc[0] or "outside" for name in ("client_role", "server_role")}
+def _both_servers(flow: Mapping[str, Any]) -> bool:
+    return all(ROLE_BITS.get(flow[role], 0) & ROLE_BITS["server"] for role in _ROLES)
 
 
 def _blocked(
-    flows: pd.DataFrame, cluster: Cluster, coverage: Sequence[Coverage], deaf: set[str]
+    flows: FlowColumns, rows: Rows, cluster: Cluster, coverage: Sequence[Coverage], deaf: set[str]
 ) -> Iterator[_Draft]:
+    allowed = rows[flows.among("verdict", ("allowed",), rows) & flows.among("outcome", _FAILED, rows)]
     files = {ledger.source for ledger in coverage}
-    heard = ~flows["source"].map(lambda name: _file_of(name, files)).isin(deaf)
-    allowed = flows[(flows["verdict"] == "allowed") & flows["outcome"].isin(_FAILED) & heard]
-    proven = allowed[~_too_late(allowed, coverage)]
-    for (client, server, protocol, port), of in _groups(proven, "from", "to", "protocol", "port"):
-        severity = _BLOCKED_SEVERITY.get(int(port), "medium")
-        drops = _drops(of, cluster.members)
-        where = [*_drop_advice(drops), *_where_lost(client, server, of, coverage, cluster.members, drops)]
+    heard = allowed[~flows.looked_up("source", lambda name: _file_of(name, files) in deaf, allowed)]
+    proven = heard[~_too_late(flows, heard, coverage)]
+
+    @cache
+    def node_of(observer: str) -> str:
+        return capturing_node(observer, cluster.members)
+
+    captured = {node_of(ledger.source) for ledger in coverage}
+    for (client, server, protocol, port), of in flows.groups(proven, *_PAIR_AND_PORT):
+        severity = _BLOCKED_SEVERITY.get(port, "medium")
+        drops = _drops(flows.column("drops", of), node_of)
+        watched = {client, server} <= captured
+        seen_by = _seen_by(flows.column("witnesses", of), node_of) if watched else set()
+        seen_by |= {node for node, _, _ in drops}
+        where = [*_drop_advice(drops), *_where_lost(client, server, watched and client in seen_by, seen_by)]
+        where += [
+            advice
+            for outcome, advice in _OUTCOME_ADVICE.items()
+            if flows.among("outcome", (outcome,), of).any()
+        ]
         if port in _LOOPBACK_PORTS and {reason for _, reason, _ in drops} <= {"NO_SOCKET"}:
             where = [_LOOPBACK_ADVICE]
         words = {"where": " ".join(where), "dropped": _drop_words(drops)}
-        yield _Draft("blocked", severity, of, client, server, protocol, int(port), words)
+        yield _Draft("blocked", severity, of, client, server, protocol, port, words)
 
 
-def _drops(of: pd.DataFrame, nodes: Sequence[str]) -> list[tuple[str, str, int]]:
+def _drops(texts: _Coded, node_of: Callable[[str], str]) -> list[tuple[str, str, int]]:
     """(node, kernel's reason, packets) of all these flows together, the most first."""
     counts: Counter[tuple[str, str]] = Counter()
-    for observer, reason, packets in (drop for text in of["drops"] for drop in parse_drops(text)):
-        if reason not in _TAKEN:
-            counts[capturing_node(observer, nodes) or observer, reason] += packets
+    for text, times in zip(*_counted(texts), strict=True):
+        for observer, reason, packets in parse_drops(text):
+            if reason not in _TAKEN:
+                counts[node_of(observer) or observer, reason] += packets * times
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [(node, reason, packets) for (node, reason), packets in ordered]
+
+
+def _counted(texts: _Coded) -> tuple[list[str], list[int]]:
+    """The different texts, and how often each is there."""
+    codes, counts = np.unique(texts.codes, return_counts=True)
+    return texts.names[codes].tolist(), counts.tolist()
 
 
 def _drop_words(drops: Sequence[tuple[str, str, int]]) -> str:
@@ -512,12 +655,16 @@ _LOOPBACK_ADVICE = (
 )
 
 
-def _too_late(flows: pd.DataFrame, coverage: Sequence[Coverage]) -> pd.Series:
+def _too_late(flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage]) -> npt.NDArray[np.bool_]:
     """Whether a flow is a single packet that had no time to be answered before its capture ended."""
-    ends = {c.source: pd.Timestamp(c.end, unit="ns", tz="UTC") for c in coverage if c.end}
-    last = flows["source"].map(lambda name: ends.get(_file_of(name, ends), pd.NaT))
-    single = (flows["packets_out"] <= 1) & (flows["outcome"] == "unanswered")
-    return single & (pd.to_datetime(last, utc=True) - flows["end"] < _GRACE)
+    ends = {ledger.source: int(ledger.end) for ledger in coverage if ledger.end}
+    last = flows.looked_up("source", lambda name: ends.get(_file_of(name, ends), _NEVER), rows)
+    single = (flows.number("packets_out", rows) <= 1) & flows.among("outcome", ("unanswered",), rows)
+    end = flows.time("end", rows)
+    known = (last != _NEVER) & (end != _NEVER)
+    left = np.where(known, last, 0) - np.where(known, end, 0)
+    too_late: npt.NDArray[np.bool_] = single & known & (left < _GRACE)
+    return too_late
 
 
 def capturing_node(name: str, nodes: Iterable[str]) -> str:
@@ -527,27 +674,23 @@ def capturing_node(name: str, nodes: Iterable[str]) -> str:
     Of several the longest: all of the cluster's are asked, so that `server-1-b` is not taken for `server-1`.
     """
     stem = PurePath(name).name
-    fitting = [node for node in nodes if re.match(rf"{re.escape(node)}(?![A-Za-z0-9])", stem)]
+    fitting = [node for node in nodes if stem.startswith(node) and not _goes_on(stem[len(node) :])]
     return max(fitting, key=len, default="")
 
 
-def _where_lost(
-    client: str,
-    server: str,
-    of: pd.DataFrame,
-    coverage: Sequence[Coverage],
-    nodes: Sequence[str],
-    drops: Sequence[tuple[str, str, int]],
-) -> list[str]:
+def _goes_on(rest: str) -> bool:
+    """Whether a name does not end where this begins."""
+    return rest[:1].isascii() and rest[:1].isalnum()
+
+
+def _seen_by(witnesses: _Coded, node_of: Callable[[str], str]) -> set[str]:
+    return {node_of(name) for text in _counted(witnesses)[0] for name in text.split(";")}
+
+
+def _where_lost(client: str, server: str, left: bool, seen_by: set[str]) -> list[str]:
     """What the observers at both ends say about where it was lost. A node whose kernel dropped it had it."""
-    captured = {capturing_node(c.source, nodes) for c in coverage}
-    names = {name for text in of["witnesses"] for name in text.split(";")}
-    saw = {capturing_node(name, nodes) for name in names} | {node for node, _, _ in drops}
-    answers = [advice for outcome, advice in _OUTCOME_ADVICE.items() if outcome in set(of["outcome"])]
-    if {client, server} <= captured and client in saw:
-        place = _SERVER_SAW if server in saw else _SERVER_DID_NOT
-        answers.insert(0, place.format(client=client, server=server))
-    return answers
+    place = _SERVER_SAW if server in seen_by else _SERVER_DID_NOT
+    return [place.format(client=client, server=server)] if left else []
 
 
 _SERVER_SAW = (
@@ -565,54 +708,62 @@ _OUTCOME_ADVICE = {
 }
 
 
-def _exposures(flows: pd.DataFrame, cluster: Cluster, spec: Spec) -> Iterator[_Draft]:
-    served = flows[
-        (flows["scope"] == "external")
-        & (flows["server_node"] != "")
-        & (flows["rule"] != "")
-        & (flows["outcome"] == "answered")
-        & ~((flows["protocol"] == "udp") & flows["port"].isin(_TUNNEL_PORTS))
+def _exposures(flows: FlowColumns, rows: Rows, spec: Spec) -> Iterator[_Draft]:
+    served = rows[
+        flows.among("scope", ("external",), rows)
+        & ~flows.among("server_node", ("",), rows)
+        & ~flows.among("rule", ("",), rows)
+        & flows.among("outcome", ("answered",), rows)
+        & ~_is_tunnel(flows, rows)
     ]
-    open_to_all = [_meant_for_outside(flow, spec) for _, flow in served.iterrows()]
-    served = served[~np.array(open_to_all, bool)]
-    for (server, protocol, port), of_port in _groups(served, "to", "protocol", "port"):
-        severity = "info" if port in _NODE_PORTS else _EXPOSURE_SEVERITY.get(int(port), "high")
-        clients = of_port["from"].nunique()
-        if clients > MANY_CLIENTS:
-            yield _Draft("exposure", severity, of_port, "(many addresses)", server, protocol, int(port))
-            continue
-        for (client,), of in _groups(of_port, "from"):
-            yield _Draft("exposure", severity, of, client, server, protocol, int(port))
+    served = served[~_meant_for_outside(flows, served, spec)]
+    many = flows.distinct(served, _PAIR_AND_PORT[1:], ("from",)) > MANY_CLIENTS
+    for (server, protocol, port), of in flows.groups(served[many], *_PAIR_AND_PORT[1:]):
+        yield _exposure(of, "(many addresses)", server, protocol, port)
+    for (client, server, protocol, port), of in flows.groups(served[~many], *_PAIR_AND_PORT):
+        yield _exposure(of, client, server, protocol, port)
 
 
-def _meant_for_outside(flow: pd.Series, spec: Spec) -> bool:
+def _exposure(of: Rows, client: str, server: str, protocol: str, port: int) -> _Draft:
+    severity = "info" if port in _NODE_PORTS else _EXPOSURE_SEVERITY.get(port, "high")
+    return _Draft("exposure", severity, of, client, server, protocol, port)
+
+
+def _is_tunnel(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
+    port = np.isin(flows.number("server_port", rows), _TUNNEL_PORTS)
+    return port & flows.among("protocol", ("udp",), rows)
+
+
+def _meant_for_outside(flows: FlowColumns, served: Rows, spec: Spec) -> npt.NDArray[np.bool_]:
+    """`served`: of ports that a rule names."""
     tables = spec.compile()
-    number = tables.port_class[PROTOCOLS.index(flow["protocol"]), flow["port"]]
-    mask = ROLE_BITS.get(flow["server_role"], 0)
-    return bool(tables.allowed[number, ROLE_BITS["external"], mask] >= 0)
+    places = {name: number for number, name in enumerate(PROTOCOLS)}
+    protocol = flows.looked_up("protocol", lambda name: places.get(name, 0), served).astype(np.intp)
+    mask = flows.looked_up("server_role", lambda name: ROLE_BITS.get(name, 0), served).astype(np.intp)
+    number = tables.port_class[protocol, flows.column("port", served).codes]
+    meant: npt.NDArray[np.bool_] = tables.allowed[number, ROLE_BITS["external"], mask] >= 0
+    return meant
 
 
-def _foreign_tunnels(flows: pd.DataFrame) -> Iterator[_Draft]:
-    foreign = flows[
-        (flows["scope"] == "external")
-        & (flows["server_node"] != "")
-        & (flows["protocol"] == "udp")
-        & flows["port"].isin(_TUNNEL_PORTS)
+def _foreign_tunnels(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:
+    foreign = rows[
+        flows.among("scope", ("external",), rows)
+        & ~flows.among("server_node", ("",), rows)
+        & _is_tunnel(flows, rows)
     ]
-    for (client, server, protocol, port), of in _groups(foreign, "from", "to", "protocol", "port"):
-        yield _Draft("foreign-tunnel", "high", of, client, server, protocol, int(port))
+    for (client, server, protocol, port), of in flows.groups(foreign, *_PAIR_AND_PORT):
+        yield _Draft("foreign-tunnel", "high", of, client, server, protocol, port)
 
 
 # ---- listening sockets ----
 
 
-def _listeners(remarks: Sequence[Remark], judged: pd.DataFrame, cluster: Cluster) -> Iterator[_Draft]:
+def _listeners(remarks: Sequence[Remark], flows: FlowColumns, cluster: Cluster) -> Iterator[_Draft]:
     """Each with the flows that other machines sent to that port of that node."""
     roles = {name: role for name, role, _ in cluster.rows()}
-    asked = judged[judged["scope"].isin(("inter-node", "external"))] if remarks else judged[:0]
-    nodes, protocols = asked["server_node"].astype(str), asked["protocol"].astype(str)
+    asked = _asked(remarks, flows)
     for told in remarks:
-        of = asked[(nodes == told.node) & (protocols == told.protocol) & (asked["server_port"] == told.port)]
+        of = asked.get((told.node, told.protocol, told.port), _NO_ROWS)
         words = {"what": told.what, "advice": told.advice, "reason": told.reason}
         fixed: dict[str, object] = {
             "client_role": "",
@@ -621,10 +772,27 @@ def _listeners(remarks: Sequence[Remark], judged: pd.DataFrame, cluster: Cluster
             "verdict": "",
             **({} if len(of) else {"evidence": [{"source": told.source, "first_frame": 0}]}),
         }
-        flows = _with_ends(of) if told.node else pd.DataFrame()
         yield _Draft(
-            "listener", told.severity, flows, "", told.node, told.protocol, told.port, words, fixed=fixed
+            "listener", told.severity, of, "", told.node, told.protocol, told.port, words, fixed=fixed
         )
+
+
+def _asked(remarks: Sequence[Remark], flows: FlowColumns) -> dict[tuple[str, str, int], Rows]:
+    """Flows from other machines by server, protocol and port, of the nodes and ports that are remarked on."""
+    nodes, protocols, ports = (
+        {getattr(told, name) for told in remarks} for name in ("node", "protocol", "port")
+    )
+    nodes -= {""}
+    if not nodes:
+        return {}
+    rows = np.flatnonzero(
+        flows.among("scope", ("inter-node", "external"))
+        & flows.among("server_node", nodes)
+        & flows.among("protocol", protocols)
+    )
+    rows = rows[np.isin(flows.number("server_port", rows), list(ports))]
+    by = ("server_node", "protocol", "server_port")
+    return {(node, protocol, port): of for (node, protocol, port), of in flows.groups(rows, *by)}
 
 
 # ---- blind spots ----
@@ -632,10 +800,18 @@ def _listeners(remarks: Sequence[Remark], judged: pd.DataFrame, cluster: Cluster
 
 def deaf_sources(judged: pd.DataFrame, files: set[str]) -> set[str]:
     """Captures most of whose TCP clients acknowledge what is not in them: they hold one direction only."""
-    tcp = judged[(judged["protocol"] == "tcp") & (judged["tunnel"] == "")]
-    captures = tcp["source"].astype(str).map(lambda name: _file_of(name, files))
-    one_sided = (tcp["outcome"] == "one-way").groupby(captures).agg(["sum", "count"])
-    return {str(name) for name in one_sided.index[one_sided["sum"] * 2 > one_sided["count"]]}
+    flows = FlowColumns(judged)
+    tcp = np.flatnonzero(flows.among("protocol", ("tcp",)) & flows.among("tunnel", ("",)))
+    one_way = flows.among("outcome", ("one-way",), tcp)
+    if not one_way.any():
+        return set()
+    codes, names = flows.column("source", tcp)
+    excess: Counter[str] = Counter()
+    for weight, of in ((2, codes[one_way]), (-1, codes)):
+        counts = np.bincount(of, minlength=len(names))
+        for code in np.flatnonzero(counts).tolist():
+            excess[_file_of(names[code], files)] += weight * int(counts[code])
+    return {name for name, count in excess.items() if count > 0}
 
 
 def _file_of(observer: str, files: Collection[str]) -> str:
@@ -649,7 +825,7 @@ def _blind_spots(coverage: Sequence[Coverage], deaf: set[str]) -> Iterator[_Draf
     for ledger in coverage:
         for severity, packets, what, advice in _ledger_gaps(ledger, deaf):
             words = {"what": what, "advice": advice, "packets": str(packets)}
-            yield _Draft("blind-spot", severity, pd.DataFrame(), ledger.source, "", words=words)
+            yield _Draft("blind-spot", severity, _NO_ROWS, ledger.source, "", words=words)
 
 
 def _ledger_gaps(ledger: Coverage, deaf: set[str]) -> Iterator[tuple[str, int, str, str]]:
@@ -670,92 +846,172 @@ def _ledger_gaps(ledger: Coverage, deaf: set[str]) -> Iterator[tuple[str, int, s
 # ---- words ----
 
 
-def _finding(draft: _Draft, cluster: Cluster, spec: Spec, coverage: Sequence[Coverage]) -> dict[str, object]:
-    row = _identity(draft) | _measures(draft) | draft.fixed
+def _finding(
+    draft: _Draft, measured: dict[str, Any], descriptions: Mapping[str, str], spec: str
+) -> dict[str, object]:
+    owners = measured.pop("owners")
+    row = _identity(draft) | measured | draft.fixed
     title, advice = KINDS[draft.kind]
-    words = _words(draft, row, spec) | draft.words
-    row["title"] = title.format(**words) + ("" if draft.kind == "listener" else _by(draft.flows))
-    row["advice"] = (draft.advice or advice).format(**words) if not draft.advice else draft.advice
+    words = _words(draft, row, descriptions) | {"spec": spec} | draft.words
+    row["title"] = title.format(**words) + ("" if draft.kind == "listener" else _by(owners))
+    row["advice"] = draft.advice or advice.format(**words)
     return row
 
 
-def _by(of: pd.DataFrame) -> str:
+_Owner = tuple[str, str, str]
+
+
+def _by(owners: list[_Owner]) -> str:
     """Which processes it is, where nodes know: each with its pid where they are few."""
-    if of.empty:
-        return ""
-    known = of[of["process"] != ""]
-    if known.empty:
-        return ""
-    for columns in (["process", "pid", "pod"], ["process", "pod"]):
-        owners = known[columns].drop_duplicates().sort_values(columns).to_dict("records")
-        if len(owners) <= _MANY_OWNERS:
-            break
+    if len(owners) > _MANY_OWNERS:
+        owners = [
+            (process, "", pod) for process, pod in sorted({(process, pod) for process, _, pod in owners})
+        ]
     told = [_owner_words(owner) for owner in owners[:_MANY_OWNERS]]
     more = [f"{len(owners) - len(told)} more"] if len(owners) > len(told) else []
     return f", by {', '.join(told + more)}" if told else ""
 
 
-def _owner_words(owner: dict[Any, str]) -> str:
-    marks = [f"{name} {owner[name]}" for name in ("pid", "pod") if owner.get(name)]
-    return f"{owner['process']} ({', '.join(marks)})" if marks else owner["process"]
+def _owner_words(owner: _Owner) -> str:
+    process, pid, pod = owner
+    marks = [f"{name} {text}" for name, text in (("pid", pid), ("pod", pod)) if text]
+    return f"{process} ({', '.join(marks)})" if marks else process
 
 
 #: kind → the word that tells apart what pair, protocol and port do not
 _REASONS = {"blind-spot": "advice", "listener": "reason"}
 
 
-def _identity(draft: _Draft) -> dict[str, object]:
+def _id(draft: _Draft) -> str:
     reason = draft.words.get(_REASONS.get(draft.kind, ""), "")
     key = "|".join((draft.kind, draft.client, draft.server, draft.protocol, str(draft.port), reason))
-    first = draft.flows.iloc[0] if len(draft.flows) else None
+    return f"{draft.kind}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+
+
+def _identity(draft: _Draft) -> dict[str, object]:
     return {
-        "id": f"{draft.kind}-{hashlib.sha256(key.encode()).hexdigest()[:10]}",
+        "id": _id(draft),
         "kind": draft.kind,
         "severity": draft.severity,
         "client": draft.client,
-        "client_role": "" if first is None else first["client_role"] or "outside",
         "server": draft.server,
-        "server_role": "" if first is None else _one_or(draft.flows["server_role"], ""),
         "protocol": draft.protocol,
         "port": draft.port,
-        "rule": "" if first is None else _one_or(draft.flows["rule"], ""),
-        "verdict": "" if first is None else _one_or(draft.flows["verdict"], ""),
     }
 
 
-def _measures(draft: _Draft) -> dict[str, object]:
-    of = draft.flows
-    if of.empty:
-        packets = int(draft.words.get("packets", 0))
-        return {"flows": 0, "packets": packets, "bytes": 0, "first_seen": pd.NaT, "last_seen": pd.NaT,
-                "outcomes": {}, "evidence": [{"source": draft.client, "first_frame": 0}]}  # fmt: skip
-    earliest = of.sort_values("start").head(3)
-    evidence = zip(earliest["source"], earliest["first_frame"], strict=True)
-    return {
-        "flows": len(of),
-        "packets": int(of["packets_out"].sum() + of["packets_in"].sum()),
-        "bytes": int(of["bytes_out"].sum() + of["bytes_in"].sum()),
-        "first_seen": of["start"].min(),
-        "last_seen": of["end"].max(),
-        "outcomes": dict(sorted(Counter(of["outcome"]).items())),
-        "evidence": [{"source": source, "first_frame": int(frame)} for source, frame in evidence],
+def _nothing(draft: _Draft) -> dict[str, Any]:
+    """Of a finding that is about no flow."""
+    roles = dict.fromkeys(("client_role", "server_role", "rule", "verdict"), "")
+    return roles | {
+        "flows": 0,
+        "packets": int(draft.words.get("packets", 0)),
+        "bytes": 0,
+        "first_seen": pd.NaT,
+        "last_seen": pd.NaT,
+        "outcomes": {},
+        "evidence": [{"source": draft.client, "first_frame": 0}],
+        "owners": [],
     }
 
 
-def _words(draft: _Draft, row: dict[str, object], spec: Spec) -> dict[str, str]:
-    descriptions = {rule.id: rule.description for rule in spec.rules}
-    description = descriptions.get(str(row["rule"]), "")
-    outcomes = row["outcomes"]
-    counted = ", ".join(f"{n} {name}" for name, n in outcomes.items()) if isinstance(outcomes, dict) else ""
+def _measured(flows: FlowColumns, drafts: Sequence[_Draft]) -> Iterator[dict[str, Any]]:
+    """What the flows of each draft add up to; each has some."""
+    if not drafts:
+        return
+    parts = _Parts(flows, [draft.rows for draft in drafts])
+    columns = {
+        "client_role": [role or "outside" for role in parts.first("client_role")],
+        **{name: parts.common(name) for name in ("server_role", "rule", "verdict")},
+        "flows": parts.sizes.tolist(),
+        **{what: parts.both_ways(what) for what in ("packets", "bytes")},
+        "first_seen": _moments(np.minimum.reduceat(parts.start, parts.begins)),
+        "last_seen": _moments(np.maximum.reduceat(flows.time("end", parts.rows), parts.begins)),
+        "outcomes": parts.outcomes(),
+        "evidence": parts.evidence(),
+        "owners": parts.owners(),
+    }
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _moments(ns: npt.NDArray[np.int64]) -> list[Any]:
+    never = ns == _LAST
+    return list(pd.DatetimeIndex(np.where(never, _NEVER, ns).view("M8[ns]"), tz="UTC"))
+
+
+class _Parts:
+    """Several sets of rows, none empty, one after another. `begins`: where each begins, `of`: whose each is.
+
+    `start`: of each flow; those without one come last.
+    """
+
+    def __init__(self, flows: FlowColumns, parts: Sequence[Rows]) -> None:
+        self.flows, self.rows = flows, np.concatenate(parts)
+        self.sizes = np.array([len(rows) for rows in parts], np.intp)
+        self.begins = np.cumsum(self.sizes) - self.sizes
+        self.of = np.repeat(np.arange(len(parts)), self.sizes)
+        start = flows.time("start", self.rows)
+        self.start = np.where(start == _NEVER, _LAST, start)
+
+    def first(self, name: str) -> list[Any]:
+        return self.flows.column(name, self.rows[self.begins]).values()
+
+    def common(self, name: str) -> list[Any]:
+        """What all flows of a set have; empty where they differ."""
+        codes = self.flows.column(name, self.rows).codes
+        same = np.logical_and.reduceat(codes == codes[self.begins][self.of], self.begins)
+        return [text if one else "" for text, one in zip(self.first(name), same.tolist(), strict=True)]
+
+    def both_ways(self, what: str) -> list[int]:
+        out, back = (
+            np.add.reduceat(self.flows.number(f"{what}_{way}", self.rows), self.begins)
+            for way in ("out", "in")
+        )
+        sums: list[int] = (out + back).tolist()
+        return sums
+
+    def outcomes(self) -> list[dict[str, int]]:
+        codes, names = self.flows.column("outcome", self.rows)
+        counts = np.bincount(self.of * len(names) + codes, minlength=len(self.sizes) * len(names))
+        order = sorted(range(len(names)), key=lambda code: str(names[code]))
+        return [
+            {names[code]: row[code] for code in order if row[code]}
+            for row in counts.reshape(-1, len(names)).tolist()
+        ]
+
+    def evidence(self) -> list[list[dict[str, Any]]]:
+        order = np.lexsort((self.start, self.of))
+        early = order[np.arange(len(order)) - self.begins[self.of] < _PLACES]
+        frames = self.flows.number("first_frame", self.rows[early]).tolist()
+        sources = self.flows.column("source", self.rows[early]).values()
+        places = iter([{"source": s, "first_frame": f} for s, f in zip(sources, frames, strict=True)])
+        return [list(islice(places, min(size, _PLACES))) for size in self.sizes.tolist()]
+
+    def owners(self) -> list[list[_Owner]]:
+        """The different processes of each, with pid and pod; sorted."""
+        owners: list[list[_Owner]] = [[] for _ in self.sizes]
+        known = np.flatnonzero(~self.flows.among("process", ("",), self.rows))
+        if len(known):
+            rows = self.rows[known]
+            same = self.flows.numbers(rows, "process", "pid", "pod")
+            _, once = np.unique(self.of[known] * (same.max() + 1) + same, return_index=True)
+            texts = [self.flows.column(name, rows[once]).values() for name in ("process", "pid", "pod")]
+            for number, *owner in zip(self.of[known][once].tolist(), *texts, strict=True):
+                owners[number].append((owner[0], owner[1], owner[2]))
+        return [sorted(of) for of in owners]
+
+
+def _words(draft: _Draft, row: Mapping[str, Any], descriptions: Mapping[str, str]) -> dict[str, str]:
+    description = descriptions.get(row["rule"], "")
     return {
         "client": draft.client,
         "server": draft.server,
-        "client_role": str(row["client_role"]),
-        "server_role": str(row["server_role"]),
+        "client_role": row["client_role"],
+        "server_role": row["server_role"],
         "port": f"{draft.protocol}/{draft.port}"
         if draft.protocol not in ("icmp", "icmpv6")
         else f"{draft.protocol} type {draft.port}",
         "rule_words": f" ({description})" if description else "",
-        "outcomes": counted,
-        "spec": spec.name,
+        "outcomes": ", ".join(f"{n} {name}" for name, n in row["outcomes"].items()),
     }

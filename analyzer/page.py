@@ -96,7 +96,7 @@ def render(analysis: Analysis, doc: Mapping[str, Any] | None = None, gate: Gate 
     grid, panels = _node_grid(result), _panels(result)
     line = timeline(analysis.flows)
     kept = result["findings"][:MAX_FINDINGS]
-    places = _Places(Evidence(analysis.flows), analysis.spec, panels, grid, line)
+    places = _Places(Evidence.of(analysis), analysis.spec, panels, grid, line)
     views = places.views(kept)
     template = _environment().get_template("page.html")
     return template.render(

@@ -7,6 +7,7 @@ Every distinct address is placed once, every row then indexes tables: which scop
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 
 from analyzer.cluster import KINDS, Cluster
 from analyzer.flows import CARRIER_PORTS
-from analyzer.spec import PROTOCOLS, ROLE_BITS, Spec
+from analyzer.spec import PROTOCOLS, ROLE_BITS, CompiledSpec, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,13 +62,16 @@ def _scope_of(client: str, server: str) -> str:
 _SCOPE_OF_PLACES = np.array([[SCOPES.index(_scope_of(a, b)) for b in KINDS] for a in KINDS], np.int8)
 
 
-def judge(flows: pd.DataFrame, cluster: Cluster, spec: Spec) -> pd.DataFrame:
+def judge(
+    flows: pd.DataFrame, cluster: Cluster, spec: Spec, carriers: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """The flow table with the verdict columns added; rows and their order stay.
 
     `flows` has the columns of :data:`analyzer.flows.COLUMNS`. Inner flows of tunnels, and flows of addresses
     in the pod or service ranges, are `overlay`. Only `inter-node` flows get a verdict; `rule` is also set
     for `external` ones, where a node serves. The outcome of a tunnel's carrier is judged again by node pair,
-    since nodes may have several addresses.
+    since nodes may have several addresses: where `flows` are a part of a whole, `carriers` are
+    :func:`silent_carriers` of all parts together, and each part is judged as in the whole.
     """
     client, server = (_Side.of(flows[name], cluster) for name in ("client", "server"))
     scope = _scopes(flows, client, server)
@@ -83,7 +87,8 @@ def judge(flows: pd.DataFrame, cluster: Cluster, spec: Spec) -> pd.DataFrame:
         "rule": _categorical(rule + 1, ["", *(r.id for r in spec.rules)]),
         "verdict": _categorical(verdict, VERDICTS),
     }
-    outcome = _carrier_outcomes(flows, client, server, scope)
+    known = _known(flows, cluster, client, server, scope) if carriers is None else carriers
+    outcome = _carrier_outcomes(flows, cluster, client, server, scope, known)
     return flows.assign(**({} if outcome is None else {"outcome": outcome}), **added)
 
 
@@ -165,12 +170,12 @@ class _Lookup:
     A state is a distinct pair of the port's own class and its class under another protocol.
     """
 
-    def __init__(self, spec: Spec) -> None:
-        tables = spec.compile()
+    def __init__(self, tables: CompiledSpec) -> None:
         none = np.zeros((1, 65536), np.uint16)
         own = np.concatenate([tables.port_class, none]).ravel()
         other = np.concatenate([tables.other_class, none]).ravel()
-        states, self.state = np.unique(own.astype(np.uint32) << 16 | other, return_inverse=True)
+        states, state = np.unique(own.astype(np.uint32) << 16 | other, return_inverse=True)
+        self.state = state.astype(np.int16)
         self.own, other_of = states >> 16, states & 0xFFFF
         allowed = tables.allowed[self.own].reshape(len(states), -1)
         self.named = tables.named[np.where(self.own > 0, self.own, other_of)]
@@ -179,15 +184,18 @@ class _Lookup:
         self.verdict = np.where(allowed >= 0, 0, refused[:, None]).astype(np.int8)
 
 
+_lookup = lru_cache(maxsize=8)(_Lookup)  # one takes under 1 MB, and 30 ms to make
+
+
 def _verdicts(
     flows: pd.DataFrame, client: _Side, server: _Side, scope: Codes, spec: Spec
 ) -> tuple[Codes, Codes]:
     """(index of the rule or -1, index in VERDICTS) of each row."""
-    lookup = _Lookup(spec)
+    lookup = _lookup(spec.compile())
     protocol = _looked_up(
         flows["protocol"], lambda p: PROTOCOLS.index(p) if p in PROTOCOLS else _NO_PROTOCOL, np.int32
     )
-    state = lookup.state.astype(np.int16).take((protocol << 16) | _rule_ports(flows, protocol))
+    state = lookup.state.take((protocol << 16) | _rule_ports(flows, protocol))
     cell = (state.astype(np.int32) << 8) | (client.mask << 4) | server.mask
     rule, verdict = lookup.rule.take(cell), lookup.verdict.take(cell)
     rest = np.flatnonzero(scope != SCOPES.index("inter-node"))
@@ -197,8 +205,36 @@ def _verdicts(
     return rule, verdict
 
 
+def silent_carriers(flows: pd.DataFrame, cluster: Cluster) -> pd.DataFrame:
+    """Between which nodes, and on which port, a tunnel's carriers went one way: each once.
+
+    Returns `client_node`, `server_node` (text) and `server_port` (int64). Those of parts of a flow table,
+    one after another, serve for those of the whole.
+    """
+    client, server = (_Side.of(flows[name], cluster) for name in ("client", "server"))
+    return _known(flows, cluster, client, server, _scopes(flows, client, server))
+
+
+def _known(flows: pd.DataFrame, cluster: Cluster, client: _Side, server: _Side, scope: Codes) -> pd.DataFrame:
+    rows = _carriers(flows, scope)
+    names = np.array(cluster.members, dtype=object)
+    columns = {
+        "client_node": names[client.member[rows]],
+        "server_node": names[server.member[rows]],
+        "server_port": flows["server_port"].to_numpy()[rows].astype(np.int64),
+    }
+    return pd.DataFrame(columns).drop_duplicates(ignore_index=True)
+
+
+def _carriers(flows: pd.DataFrame, scope: Codes) -> npt.NDArray[np.intp]:
+    """Rows of carriers between nodes that nothing came back for with the same 5-tuple."""
+    silent = np.flatnonzero((flows["packets_in"].to_numpy() == 0) & (scope == SCOPES.index("inter-node")))
+    tunnels = silent[np.isin(flows["server_port"].to_numpy()[silent], CARRIER_PORTS)]
+    return tunnels[(flows["protocol"].iloc[tunnels] == "udp").to_numpy()]
+
+
 def _carrier_outcomes(
-    flows: pd.DataFrame, client: _Side, server: _Side, scope: Codes
+    flows: pd.DataFrame, cluster: Cluster, client: _Side, server: _Side, scope: Codes, known: pd.DataFrame
 ) -> pd.Categorical | None:
     """Outcomes where a carrier went unanswered between two addresses, yet not between their nodes; None
     where there is none.
@@ -207,17 +243,20 @@ def _carrier_outcomes(
     if "unanswered" not in names:
         return None
     names = names if "answered" in names else [*names, "answered"]
-    port = flows["server_port"].to_numpy()
-    silent = np.flatnonzero((flows["packets_in"].to_numpy() == 0) & (scope == SCOPES.index("inter-node")))
-    carrier = silent[
-        np.isin(port[silent], CARRIER_PORTS) & (flows["protocol"].iloc[silent] == "udp").to_numpy()
-    ]
-    members = np.int64(max(client.member.max(initial=0), server.member.max(initial=0)) + 1)
-    there = (client.member[carrier] * members + server.member[carrier]) * 65536 + port[carrier]
-    back = (server.member[carrier] * members + client.member[carrier]) * 65536 + port[carrier]
-    answered = (codes[carrier] == names.index("unanswered")) & np.isin(there, back)
+    rows = _carriers(flows, scope)
+    number = {name: n for n, name in enumerate(cluster.members)}
+    one, other = (known[f"{side}_node"].map(number).to_numpy(np.int64) for side in ("server", "client"))
+    back = _pair_keys(one, other, known["server_port"].to_numpy(), len(number))
+    there = _pair_keys(
+        client.member[rows], server.member[rows], flows["server_port"].to_numpy()[rows], len(number)
+    )
+    answered = (codes[rows] == names.index("unanswered")) & np.isin(there, back)
     if not answered.any():
         return None
     codes = codes.copy()
-    codes[carrier[answered]] = names.index("answered")
+    codes[rows[answered]] = names.index("answered")
     return _categorical(codes, names)
+
+
+def _pair_keys(one: Codes, other: Codes, port: Codes, members: int) -> npt.NDArray[np.int64]:
+    return (one.astype(np.int64) * members + other) * 65536 + port

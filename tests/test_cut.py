@@ -206,6 +206,7 @@ def test_each_findings_frames_are_those_that_tshark_selects(name: str) -> None:
 
 
 _NAMED_BY_SOURCE = ["source", "witnesses", "first_frame", "direction_by"]
+_COUNTED_BY_INTERFACE = ["packets_out", "bytes_out"]
 
 
 @pytest.mark.parametrize("name", CUT_RECORDINGS)
@@ -217,7 +218,10 @@ def test_reading_the_cut_again_gives_the_same_flows(name: str, tmp_path: Path) -
         again = analyze(path, cluster=analysis.cluster, spec=analysis.spec)
         wanted = flows_of(analysis, finding)
         ends = ["client", "client_port", "server", "server_port", "protocol"]
-        compared = [n for n in analysis.flows.columns if n not in _NAMED_BY_SOURCE]
+        # one packet alone, on two interfaces of one file, may as well have passed the one and the other
+        alone = finding["packets"] == 1 and ";" in wanted["witnesses"].iloc[0]
+        left_out = [*_NAMED_BY_SOURCE, *(_COUNTED_BY_INTERFACE if alone else ())]
+        compared = [n for n in analysis.flows.columns if n not in left_out]
         one, other = (
             table[compared].astype(object).sort_values(ends).reset_index(drop=True)
             for table in (wanted, again.flows.merge(wanted[ends].astype(object), on=ends))

@@ -43,10 +43,10 @@ def findings(analysis: Analysis) -> list[dict[str, Any]]:
 # ---- flows ----
 
 
-@pytest.mark.parametrize("name", [name for name in RECORDINGS if name != "vxlan-answers-lost"])
+@pytest.mark.parametrize("name", RECORDINGS)
 def test_a_finding_s_flows_add_up_to_what_it_counts(name: str) -> None:
     analysis = recorded(name)
-    evidence = Evidence(analysis.flows)
+    evidence = Evidence.of(analysis)
     for finding in findings(analysis):
         flows = evidence.flows.iloc[evidence.rows_of(finding)]
         assert len(flows) == finding["flows"]
@@ -59,7 +59,7 @@ def test_a_finding_s_flows_add_up_to_what_it_counts(name: str) -> None:
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_first_flows_are_those_of_the_evidence(name: str) -> None:
     analysis = recorded(name)
-    evidence = Evidence(analysis.flows)
+    evidence = Evidence.of(analysis)
     for finding in findings(analysis):
         first = evidence.flows.iloc[evidence.first_rows(evidence.rows_of(finding), finding)]
         places = [(place["source"], place["first_frame"]) for place in finding["evidence"]]
@@ -70,7 +70,7 @@ def test_live_rows_have_no_frames_and_the_earliest_are_first() -> None:
     rows = [fr.flow(AGENT, SERVER, 2379, source="agent-1", first_frame=0, start=EPOCH + n * NS, client_port=n)
             for n in (5, 3, 9, 1, 7)]  # fmt: skip
     analysis = analysed(rows)
-    evidence = Evidence(analysis.flows)
+    evidence = Evidence.of(analysis)
     (finding,) = findings(analysis)
     first = evidence.flows.iloc[evidence.first_rows(evidence.rows_of(finding), finding)]
     assert first["client_port"].tolist() == [1, 3, 5]
@@ -80,15 +80,22 @@ def test_many_addresses_are_one_finding_with_all_their_flows() -> None:
     rows = [fr.flow(f"192.0.2.{n}", SERVER, 10250) for n in range(60)]
     rows += [fr.flow("192.0.2.7", SERVER, 9345), fr.flow("192.0.2.7", AGENT, 10250)]
     analysis = analysed(rows)
-    evidence = Evidence(analysis.flows)
+    evidence = Evidence.of(analysis)
     (finding,) = [f for f in findings(analysis) if f["client"] == "(many addresses)"]
     assert len(evidence.rows_of(finding)) == finding["flows"] == 60
 
 
 @pytest.mark.parametrize("kind", ["blind-spot", "a kind that is not known"])
 def test_a_finding_about_no_flow_has_none(kind: str) -> None:
-    evidence = Evidence(analysed([fr.flow(AGENT, SERVER, 2379)]).flows)
-    finding = {"kind": kind, "client": "agent-1", "server": "server-1", "protocol": "tcp", "port": 2379}
+    evidence = Evidence.of(analysed([fr.flow(AGENT, SERVER, 2379)]))
+    finding = {
+        "id": f"{kind}-0123456789",
+        "kind": kind,
+        "client": "agent-1",
+        "server": "server-1",
+        "protocol": "tcp",
+        "port": 2379,
+    }
     assert evidence.rows_of(finding).tolist() == []
 
 
@@ -200,7 +207,7 @@ def test_filters_show_the_packets_of_the_finding() -> None:
     """
     require_program("tshark")
     analysis = recorded("offences")
-    evidence = Evidence(analysis.flows)
+    evidence = Evidence.of(analysis)
     exact = 0
     for finding in findings(analysis):
         ends = evidence.distinct(evidence.rows_of(finding), *ENDS)

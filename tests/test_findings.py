@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from frames import EPOCH, NS, failed, flow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packets import SYN
+from runs import RECORDINGS, recorded
 
 from analyzer.analysis import Analysis
 from analyzer.cluster import Cluster, Node
@@ -28,7 +31,9 @@ from analyzer.findings import (
     SCAN_NODES,
     SCAN_PORTS,
     SEVERITIES,
+    Remark,
     find,
+    members,
 )
 from analyzer.rows import Coverage
 from analyzer.spec import Rule, Spec, load_spec
@@ -689,6 +694,103 @@ def test_a_deaf_interface_of_a_capture() -> None:
         SPEC,
     )
     assert brief(find(table, CLUSTER, SPEC, (ledger(),))) == {("blind-spot", "medium", "capture.pcap", "", 0)}
+
+
+# ---- which flows a finding counts ----
+
+_SOURCES = ("agent-1.pcap", "agent-1.pcap:eth0", "capture.pcap", "server-1")
+_DROPS = (None, None, "agent-1 NETFILTER_DROP 3; server-1 TCP_RESET 2", "x NO_SOCKET 1")
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> list[Flow]:
+    """Scans, strangers, tunnels, failures within the last second and what is allowed, in any order."""
+    rng = draw(st.randoms(use_true_random=False))
+    clients = (*AGENTS[:3], SERVER, OUTSIDE, "10.42.0.5")
+    rows = []
+    for n in range(draw(st.integers(0, 120))):
+        row = rng.choice((flow, failed, failed))(
+            rng.choice(clients),
+            rng.choice((SERVER, AGENT_2, *AGENTS, OUTSIDE)),
+            rng.choice((22, 2379, 6443, 9345, 10250, 8472, 1000 + n)),
+            rng.choice(("tcp", "tcp", "tcp", "udp", "icmp")),
+            client_port=rng.choice((8, 40000)),
+            source=rng.choice(_SOURCES),
+            start=EPOCH + rng.randrange(600) * NS,
+            packets_out=rng.choice((1, 3)),
+            drops=rng.choice(_DROPS),
+            process=rng.choice((None, "curl", "sshd")),
+            pid=rng.choice((None, 7, 12)),
+        )
+        rows.append(row | {"end": row["start"] + rng.choice((0, NS))})
+    rows += [flow(f"192.0.2.{n}", SERVER, 10250) for n in range(draw(st.sampled_from((0, 50, 51))))]
+    rng.shuffle(rows)
+    return rows
+
+
+LEDGERS = tuple(replace(ledger(), source=source) for source in ("agent-1.pcap", "capture.pcap", "server-1"))
+REMARKS = tuple(Remark("r", "low", node, "tcp", port, "x", "y", "rule") for node in ("server-1", "")
+                for port in (6443, 22))  # fmt: skip
+
+
+def counted_again(table: pd.DataFrame, judged: pd.DataFrame, positions: dict[str, Any]) -> None:
+    """Every number of a finding, from the flows at its positions."""
+    assert set(positions) == set(table["id"])
+    names = ("source", "first_frame", "outcome", "packets_out", "packets_in", "bytes_out", "bytes_in")
+    rows = [
+        dict(zip(names, row, strict=True)) for row in zip(*(judged[n].tolist() for n in names), strict=True)
+    ]
+    times = list(zip(judged["start"], judged["end"], strict=True))
+    for finding in table.to_dict("records"):
+        at = positions[finding["id"]].tolist()
+        assert (len(at), sorted(set(at))) == (finding["flows"], at)
+        assert Counter(rows[n]["outcome"] for n in at) == finding["outcomes"]
+        if not at:
+            continue
+        for what in ("packets", "bytes"):
+            assert sum(rows[n][f"{what}_out"] + rows[n][f"{what}_in"] for n in at) == finding[what]
+        assert min(times[n][0] for n in at) == finding["first_seen"]
+        assert max(times[n][1] for n in at) == finding["last_seen"]
+        first = sorted(at, key=lambda n: times[n][0])[:3]
+        assert finding["evidence"] == [{name: rows[n][name] for name in names[:2]} for n in first]
+
+
+@given(crowds())
+@settings(max_examples=40, deadline=None)
+def test_a_finding_counts_the_flows_at_its_positions(rows: list[Flow]) -> None:
+    judged = judge(fr.table(rows), CLUSTER, SPEC)
+    known = (judged, CLUSTER, SPEC, LEDGERS, REMARKS)
+    table, positions = find(*known), members(*known)
+    counted_again(table, judged, positions)
+    every = [
+        n
+        for finding in table[~table["kind"].isin(("listener", "blind-spot"))]["id"]
+        for n in positions[finding].tolist()
+    ]
+    assert len(set(every)) == len(every), "a flow is counted once"
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_recorded_findings_count_the_flows_at_their_positions(name: str) -> None:
+    run = recorded(name)
+    positions = members(run.flows, run.cluster, run.spec, run.coverage)
+    counted_again(run.findings, run.flows, positions)
+
+
+def test_the_earliest_flows_are_the_evidence_and_of_equals_the_first() -> None:
+    rows = [flow(AGENT, SERVER, 2379, first_frame=n) for n in range(100)]
+    assert [place["first_frame"] for place in only(found(*rows))["evidence"]] == [0, 1, 2]
+
+
+def test_thousands_of_findings_take_no_longer_than_their_flows() -> None:
+    """Were each finding looked for in the table, these would take more than ten seconds."""
+    rows = [flow(f"198.51.{n // 50}.{n % 50}", SERVER, 20000 + n // 50) for n in range(4000)]
+    rule = Rule("all", "tcp", 20000, 20100, frozenset({"agent"}), frozenset({"server"}))
+    spec = replace(SPEC, name="x", rules=(*SPEC.rules, rule))
+    judged = judge(fr.table(rows), CLUSTER, spec)
+    before = time.process_time()
+    assert set(find(judged, CLUSTER, spec)["flows"]) == {1}
+    assert time.process_time() - before < 2
 
 
 # ---- the table ----

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from analyzer.cluster import Cluster, Node, VirtualIP
 from analyzer.flows import pair
 from analyzer.spec import Rule, Spec, load_spec
-from analyzer.verdict import COLUMNS, SCOPES, VERDICTS, judge
+from analyzer.verdict import COLUMNS, SCOPES, VERDICTS, judge, silent_carriers
 
 # ---- the oracle ----
 
@@ -418,3 +418,25 @@ def test_no_flows() -> None:
     judged = judge(fr.table([]), CLUSTER, SPEC)
     assert len(judged) == 0
     assert set(COLUMNS) <= set(judged)
+
+
+def test_parts_are_judged_as_the_whole_with_the_carriers_of_all() -> None:
+    """The two directions of one tunnel, between different addresses of two nodes, in different parts."""
+    cluster = Cluster(
+        "two",
+        (Node("a", "agent", ("10.10.0.21", "10.10.1.21")), Node("b", "agent", ("10.10.0.22", "10.10.1.22"))),
+    )
+    spec = load_spec("rke2-canal")
+    lost = {"outcome": "unanswered", "packets_in": 0, "bytes_in": 0}
+    rows = [
+        fr.flow("10.10.0.21", "10.10.0.22", 8472, "udp", **lost),
+        fr.flow("10.10.1.22", "10.10.1.21", 8472, "udp", **lost),
+        fr.flow("10.10.0.22", "10.10.0.21", 4789, "udp", **lost),
+    ]
+    whole = fr.table(rows)
+    parts = [whole.iloc[[n]].reset_index(drop=True) for n in range(len(rows))]
+    known = pd.concat([silent_carriers(part, cluster) for part in parts]).drop_duplicates()
+    expected = judge(whole, cluster, spec)["outcome"].tolist()
+    assert expected == ["answered", "answered", "unanswered"]
+    assert [judge(part, cluster, spec, known)["outcome"].iloc[0] for part in parts] == expected
+    assert [judge(part, cluster, spec)["outcome"].iloc[0] for part in parts] == ["unanswered"] * 3
