@@ -231,13 +231,14 @@ _BLIND_SPOTS = {
     "inner_malformed": ("low", "packets in tunnels contradict themselves", "Look at them in Wireshark."),
     "overflow": (
         "medium",
-        "frames came when the kernel's flow table was full, so their flows are not known",
-        "Capture with a shorter --interval, which empties the table sooner.",
+        "frames came when the flow table was full, so their flows are not known",
+        "Live: a shorter --interval empties the table sooner. A file: split it by time; so many 5-tuples are "
+        "often a flood of spoofed addresses.",
     ),
     "inner_overflow": (
         "low",
-        "packets in tunnels came when the kernel's flow table was full",
-        "Capture with a shorter --interval, which empties the tables sooner.",
+        "packets in tunnels came when the flow table was full",
+        "Live: a shorter --interval empties the table sooner. A file: split it by time.",
     ),
     "alerts_lost": (
         "low",

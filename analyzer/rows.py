@@ -140,10 +140,11 @@ class Coverage:
     kernel or the capturing program dropped, where the file says so.
     `inner_*`: packets inside tunnels, whose carriers are counted as `flow` all the same. `start`, `end`: ns
     since the epoch, 0 for none. `damage`: what is wrong with the file, and where; empty for a whole one.
+    `overflow`, `inner_overflow`: seen, and no room in the flow table.
 
-    Live only, 0 or empty for capture files: `overflow`, `inner_overflow`: seen, and no room in the flow
-    table. `other_bytes`: bytes, link header included, of the frames that ended in no row. `alerts_lost`:
-    alerts for which there was no room. `missing`: what could not be observed, in words, `; ` between.
+    Live only, 0 or empty for capture files: `other_bytes`: bytes, link header included, of the frames that
+    ended in no row. `alerts_lost`: alerts for which there was no room. `missing`: what could not be observed,
+    in words, `; ` between.
     """
 
     source: str

@@ -102,7 +102,7 @@ static struct cut *cut_new(const struct flow_key *keys, size_t count, const __u6
     if (!failed) {
         cut->also = malloc(also_count * sizeof(*also) + 1);
         cut->chains = calloc(entries, sizeof(*cut->chains));
-        failed = table_init(&cut->keys, seed) || !cut->also || !cut->chains;
+        failed = table_init(&cut->keys, seed, 0) || !cut->also || !cut->chains;
     }
     for (size_t i = 0; !failed && i < count; i++)
         failed = cut_add(cut, &keys[i]);

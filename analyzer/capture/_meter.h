@@ -36,7 +36,7 @@ _Static_assert(sizeof(struct fragment_row) == 168, "fragment_row");
 
 struct ledger {
     __u64 frames;
-    __u64 results[PARSE_RESULTS]; /* [PARSED] counts frames that ended in a flow row */
+    __u64 results[PARSE_RESULTS]; /* [PARSED] counts frames that ended in a flow row, or found the table full */
     __u64 fragments;              /* later fragments whose first one never came and which were given up */
     __u64 inner[PARSE_RESULTS];   /* packets in tunnels; [PARSED] not used */
     __u64 inner_fragments;
@@ -53,12 +53,12 @@ struct meter {
     bool no_memory;
 };
 
-static int meter_init(struct meter *m, __u64 seed, __u64 interval)
+static int meter_init(struct meter *m, __u64 seed, __u64 interval, __u64 max_rows)
 {
     m->interval = interval;
     m->ledger.start = FLOW_NO_TIME;
     m->fragments = calloc(FRAGMENT_SETS * FRAGMENT_WAYS, sizeof(*m->fragments));
-    return table_init(&m->table, seed) || !m->fragments ? -1 : 0;
+    return table_init(&m->table, seed, max_rows) || !m->fragments ? -1 : 0;
 }
 
 static void meter_free(struct meter *m)
@@ -96,8 +96,6 @@ static void count_packet(struct meter *m, const struct flow_key *key, const stru
     one->key = *key;
     one->more = *more;
     one->interval = interval_of(m, more->start);
-    one->hash = key_hash(&m->table, key, one->interval);
-    __builtin_prefetch(&m->table.index[one->hash & m->table.mask]);
     if (m->queue.count == QUEUE_LENGTH && queue_flush(&m->queue, &m->table))
         m->no_memory = true;
 }

@@ -77,17 +77,17 @@ static PyObject *block_new(void *bytes, size_t length)
 
 static int reader_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"seed", "interval", NULL};
+    static char *names[] = {"seed", "interval", "max_rows", NULL};
     struct reader *r = reader_of(self);
-    unsigned long long seed, interval;
+    unsigned long long seed, interval, max_rows = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KK", names, &seed, &interval))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KK|K", names, &seed, &interval, &max_rows))
         return -1;
     if (r->meter.fragments) {
         PyErr_SetString(PyExc_RuntimeError, "a reader reads one capture");
         return -1;
     }
-    if (meter_init(&r->meter, seed, interval)) {
+    if (meter_init(&r->meter, seed, interval, max_rows)) {
         PyErr_NoMemory();
         return -1;
     }
@@ -246,6 +246,7 @@ static PyObject *reader_ledger(PyObject *self, PyObject *Py_UNUSED(none))
 {
     const struct reader *r = reader_of(self);
     const struct ledger *l = &r->meter.ledger;
+    const __u64 *no_room = r->meter.table.no_room;
     __u64 dropped = 0;
 
     if (!is_idle(self))
@@ -254,13 +255,13 @@ static PyObject *reader_ledger(PyObject *self, PyObject *Py_UNUSED(none))
         dropped += r->interfaces[i].dropped;
     if (r->packet_drops > dropped)
         dropped = r->packet_drops;
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK ss si}", "frames", l->frames, "flow",
-                         l->results[PARSED], "not_ip", l->results[NOT_IP], "truncated", l->results[TRUNCATED],
-                         "malformed", l->results[MALFORMED], "unsupported", l->results[UNSUPPORTED], "fragment",
-                         l->fragments, "inner_not_ip", l->inner[NOT_IP], "inner_truncated", l->inner[TRUNCATED],
-                         "inner_malformed", l->inner[MALFORMED], "inner_fragment", l->inner_fragments, "lost", dropped,
-                         "start", l->start, "end", l->end, "offset", r->offset, "fault", r->fault, "format",
-                         (int)r->format);
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK ss si}", "frames", l->frames, "flow",
+                         l->results[PARSED] - no_room[0], "overflow", no_room[0], "inner_overflow", no_room[1],
+                         "not_ip", l->results[NOT_IP], "truncated", l->results[TRUNCATED], "malformed",
+                         l->results[MALFORMED], "unsupported", l->results[UNSUPPORTED], "fragment", l->fragments,
+                         "inner_not_ip", l->inner[NOT_IP], "inner_truncated", l->inner[TRUNCATED], "inner_malformed",
+                         l->inner[MALFORMED], "inner_fragment", l->inner_fragments, "lost", dropped, "start", l->start,
+                         "end", l->end, "offset", r->offset, "fault", r->fault, "format", (int)r->format);
 }
 
 static PyObject *reader_interfaces(PyObject *self, PyObject *Py_UNUSED(none))
@@ -321,7 +322,8 @@ static PyMethodDef reader_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot reader_slots[] = {
-    {Py_tp_doc, "Reader(seed, interval): one capture's bytes to one-way flow rows. interval in ns, 0 for none."},
+    {Py_tp_doc,
+     "Reader(seed, interval, max_rows=0): one capture's bytes to one-way flow rows. interval in ns; 0 is none."},
     {Py_tp_init, reader_init},
     {Py_tp_dealloc, reader_dealloc},
     {Py_tp_methods, reader_methods},

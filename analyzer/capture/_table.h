@@ -44,17 +44,23 @@ struct index_slot {
     __u32 row; /* row number + 1; 0 is empty */
 };
 
+#define ROWS_MAX 0xfffffffeULL /* what index_slot.row can number */
+
 struct table {
     struct flow_row *rows;
     struct index_slot *index;
     __u64 count, room, mask, seed;
+    __u64 limit;      /* of rows */
+    __u64 no_room[2]; /* packets that found the table full: of plain rows, and of rows in tunnels */
 };
 
-static int table_init(struct table *t, __u64 seed)
+/* `limit`: of rows, 0 for as many as can be numbered */
+static int table_init(struct table *t, __u64 seed, __u64 limit)
 {
     t->room = 1024;
     t->mask = 4095;
     t->seed = seed;
+    t->limit = limit && limit < ROWS_MAX ? limit : ROWS_MAX;
     t->rows = malloc(t->room * sizeof(*t->rows));
     t->index = calloc(t->mask + 1, sizeof(*t->index));
     return t->rows && t->index ? 0 : -1;
@@ -64,7 +70,9 @@ static void table_free(struct table *t)
 {
     free(t->rows);
     free(t->index);
-    memset(t, 0, sizeof(*t));
+    t->rows = NULL;
+    t->index = NULL;
+    t->count = t->room = 0;
 }
 
 /* Addresses of a plain flow's tunnel are zero and tell nothing. */
@@ -126,11 +134,16 @@ static int rows_grow(struct table *t)
     return 0;
 }
 
+static inline bool table_is_full(const struct table *t)
+{
+    return t->count >= t->limit;
+}
+
 static struct flow_row *row_add(struct table *t, const struct flow_key *key, __u64 interval)
 {
     struct flow_row *row;
 
-    if (t->count == 0xfffffffeULL || (t->count == t->room && rows_grow(t)))
+    if (table_is_full(t) || (t->count == t->room && rows_grow(t)))
         return NULL;
     row = &t->rows[t->count++];
     row->key = *key;
@@ -139,13 +152,13 @@ static struct flow_row *row_add(struct table *t, const struct flow_key *key, __u
     return row;
 }
 
-/* The row of a key, made where there is none; NULL when memory is out. */
+/* The row of a key, made where there is none; NULL when the table is full or memory is out. */
 static struct flow_row *table_row(struct table *t, const struct flow_key *key, __u64 interval, __u32 hash)
 {
     struct flow_row *row;
     __u64 at;
 
-    if (t->count * 2 > t->mask && index_grow(t))
+    if (t->count * 2 > t->mask && !table_is_full(t) && index_grow(t))
         return NULL;
     for (at = hash & t->mask; t->index[at].row; at = (at + 1) & t->mask) {
         row = &t->rows[t->index[at].row - 1];
@@ -160,9 +173,11 @@ static struct flow_row *table_row(struct table *t, const struct flow_key *key, _
 
 /*
  * Packets on their way into the table. A table of many flows does not fit the cache, and a packet that waits for its
- * row's memory makes the next one wait too: here a batch asks for all its memory first, then counts.
+ * row's memory makes the next one wait too: here a batch asks for memory first and counts later. It asks for the rows
+ * of a few packets at a time: for more, the processor would have to wait before it could ask.
  */
 #define QUEUE_LENGTH 32
+#define ROWS_AHEAD   16
 
 struct queued {
     struct flow_key key;
@@ -176,11 +191,40 @@ struct queue {
     unsigned count;
 };
 
-static inline void prefetch_row(const struct flow_row *row)
+static inline void prefetch_slot(struct queued *one, const struct table *t)
 {
+    one->hash = key_hash(t, &one->key, one->interval);
+    __builtin_prefetch(&t->index[one->hash & t->mask]);
+}
+
+/* The row is nearly always the first one with the same hash. */
+static inline void prefetch_row(const struct queued *one, const struct table *t)
+{
+    __u64 at = one->hash & t->mask;
+    const char *row;
+
+    while (t->index[at].row && t->index[at].hash != one->hash)
+        at = (at + 1) & t->mask;
+    if (!t->index[at].row)
+        return;
+    row = (const char *)&t->rows[t->index[at].row - 1];
     __builtin_prefetch(row, 1);
-    __builtin_prefetch((const char *)row + 64, 1);
-    __builtin_prefetch((const char *)row + 128, 1);
+    __builtin_prefetch(row + 64, 1);
+    __builtin_prefetch(row + 128, 1);
+}
+
+/* -1 when memory is out */
+static inline int count_queued(const struct queued *one, struct table *t)
+{
+    struct flow_row *row = table_row(t, &one->key, one->interval, one->hash);
+
+    if (row)
+        count(&row->counters, &one->more);
+    else if (table_is_full(t))
+        t->no_room[one->key.tunnel != TUNNEL_NONE] += one->more.packets;
+    else
+        return -1;
+    return 0;
 }
 
 /* Adds the queued packets to their rows, in their order; -1 when memory is out. */
@@ -189,19 +233,13 @@ static int queue_flush(struct queue *q, struct table *t)
     unsigned i, length = q->count;
 
     q->count = 0;
-    for (i = 0; i < length; i++) {
-        struct index_slot slot = t->index[q->at[i].hash & t->mask];
-
-        if (slot.row)
-            prefetch_row(&t->rows[slot.row - 1]);
-    }
-    for (i = 0; i < length; i++) {
-        struct queued *one = &q->at[i];
-        struct flow_row *row = table_row(t, &one->key, one->interval, one->hash);
-
-        if (!row)
+    for (i = 0; i < length; i++)
+        prefetch_slot(&q->at[i], t);
+    for (i = 0; i < length + ROWS_AHEAD; i++) {
+        if (i < length)
+            prefetch_row(&q->at[i], t);
+        if (i >= ROWS_AHEAD && count_queued(&q->at[i - ROWS_AHEAD], t))
             return -1;
-        count(&row->counters, &one->more);
     }
     return 0;
 }

@@ -11,14 +11,17 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import stat
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import IO, cast
 
 import lz4.frame
@@ -31,6 +34,10 @@ from analyzer.errors import CaptureError
 from analyzer.rows import BY_IFINDEX, FRAGMENT, KEY, ROW, Coverage, Observer, OneWay, Rows, merge
 
 CHUNK = 256 << 10
+#: what is unpacked ahead: as many buffers of so many bytes
+PIECES, PIECE = 8, CHUNK // 2
+#: rows of one source; about 2.6 GB where they are all there
+MAX_ROWS = 1 << 24
 SEED = int.from_bytes(os.urandom(8), "little")
 
 #: called with the bytes read of a file since the last call
@@ -151,25 +158,99 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
+class _Piece:
+    """Bytes on their way from one thread to the other."""
+
+    def __init__(self) -> None:
+        self.view, self.filled = memoryview(bytearray(PIECE)), 0
+
+
+class _Ahead:
+    """Unpacks a stream in a thread of its own, a few pieces before they are asked for; the libraries do so
+    without the GIL.
+
+    What the stream raises is raised here, behind what came before it. Leaving the context ends the thread,
+    which waits for nothing but the stream: it must be one of a file.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._readinto: Callable[[memoryview], int] = stream.readinto1  # type: ignore[attr-defined]
+        self._empty: SimpleQueue[_Piece | None] = SimpleQueue()
+        self._full: SimpleQueue[_Piece | BaseException] = SimpleQueue()
+        self._piece, self._at, self._left = _Piece(), 0, False
+        self._thread = Thread(target=self._unpack, name="unpack", daemon=True)
+
+    def __enter__(self) -> _Ahead:
+        for _ in range(PIECES):
+            self._empty.put(_Piece())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = True
+        self._empty.put(None)
+        self._thread.join()
+
+    def _unpack(self) -> None:
+        """Ends with a piece of no bytes, or with an error."""
+        while (piece := self._empty.get()) is not None and not self._left:
+            error = self._fill(piece)
+            if piece.filled or not error:
+                self._full.put(piece)
+            if error:
+                self._full.put(error)
+            if error or not piece.filled:
+                return
+
+    def _fill(self, piece: _Piece) -> BaseException | None:
+        """Half of it is enough: a call that is given little room makes little of it."""
+        piece.filled = 0
+        try:
+            while piece.filled < PIECE // 2 and (count := self._readinto(piece.view[piece.filled :])):
+                piece.filled += count
+        except BaseException as error:  # raised again where it is waited for
+            return error
+        return None
+
+    def readinto1(self, buffer: memoryview) -> int:
+        """Bytes of one piece; not to be called again after 0 or an error."""
+        if self._at == self._piece.filled:
+            self._next()
+        count = min(len(buffer), self._piece.filled - self._at)
+        buffer[:count] = self._piece.view[self._at : self._at + count]
+        self._at += count
+        return count
+
+    def _next(self) -> None:
+        self._empty.put(self._piece)
+        got = self._full.get()
+        if isinstance(got, BaseException):
+            raise got
+        self._piece, self._at = got, 0
+
+
 def read_captures(
     paths: Sequence[str | Path],
     *,
     interval: int = 0,
     progress: Progress = _no_progress,
     names: Sequence[str] | None = None,
+    max_rows: int = MAX_ROWS,
 ) -> OneWay:
     """Reads capture files, several at a time, to one table. ``-`` is standard input.
 
     `interval`: ns; rows are cut at its multiples, 0 for none. `names`: what to call the sources, by default
-    :func:`source_names`. Formats: pcap (µs, ns, both byte orders, Kuznetzov), pcapng; plain or in gzip, zstd
-    or lz4. Raises CaptureError where a file is missing or is no capture; one that is damaged further on is
-    read up to there, and its ledger says so.
+    :func:`source_names`. `max_rows`: of each source, 0 for no limit; packets of further 5-tuples are counted
+    in the ledger's `overflow` and `inner_overflow`. Formats: pcap (µs, ns, both byte orders, Kuznetzov),
+    pcapng; plain or in gzip, zstd or lz4. Raises CaptureError where a file is missing or is no capture; one
+    that is damaged further on is read up to there, and its ledger says so.
     """
     sources = list(names) if names is not None else source_names(paths)
     workers = max(1, min(len(sources), os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
         jobs = [
-            pool.submit(read_capture, p, n, interval, progress) for p, n in zip(paths, sources, strict=True)
+            pool.submit(read_capture, p, n, interval, progress, max_rows)
+            for p, n in zip(paths, sources, strict=True)
         ]
         try:
             return merge([job.result() for job in jobs])
@@ -189,10 +270,14 @@ def source_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def read_capture(
-    path: str | Path, source: str | None = None, interval: int = 0, progress: Progress = _no_progress
+    path: str | Path,
+    source: str | None = None,
+    interval: int = 0,
+    progress: Progress = _no_progress,
+    max_rows: int = MAX_ROWS,
 ) -> OneWay:
     """Reads one capture file; see :func:`read_captures`."""
-    job = _Input(source or str(path), _reader.Reader(SEED, interval))
+    job = _Input(source or str(path), _reader.Reader(SEED, interval, max_rows))
     with _opened(path) as raw:
         _read(job, raw, progress)
     return _table(job, interval)
@@ -299,9 +384,19 @@ def _read(job: _Input, raw: IO[bytes], progress: Progress) -> None:
     for magic, _, unpack in COMPRESSIONS:
         if head.startswith(magic):
             counted = io.BufferedReader(_Counted(raw, head, progress), CHUNK)
-            _feed(job, unpack(counted), b"", _no_progress)
+            with _ahead(raw, unpack(counted)) as unpacked:
+                _feed(job, unpacked, b"", _no_progress)
             return
     _feed(job, raw, head, progress)
+
+
+def _ahead(raw: IO[bytes], unpacked: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    """From a pipe nothing may ever come, and a thread that waits for it could not be ended."""
+    try:
+        plain = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+    except OSError:
+        plain = False
+    return cast("AbstractContextManager[IO[bytes]]", _Ahead(unpacked)) if plain else nullcontext(unpacked)
 
 
 def _feed(job: _Input, stream: IO[bytes], head: bytes, progress: Progress) -> None:
