@@ -410,7 +410,8 @@ def _feed(job: _Input, stream: IO[bytes], head: bytes, progress: Progress) -> No
             used = job.reader.consume(whole)
         job.drain()
         filled -= used
-        buffer[:filled] = buffer[used : used + filled]
+        if used:  # none yet of a long record: moving it for each piece would take the square of its length
+            buffer[:filled] = buffer[used : used + filled]
         if job.reader.ledger()["fault"]:
             break
         if filled == len(buffer):
