@@ -24,6 +24,7 @@ Booleans = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.uint64]
 Window = tuple[int, int]
 _TOP = np.uint64(2**63)
+_NO_WINDOW: Window = (int(NO_TIME), 0)
 _SPARSE = 16  # places for each element that a table of flags may have
 _FEW = 32  # observers of one flow; a flow of more has its names joined one by one
 
@@ -130,11 +131,12 @@ def _watched(
     windows: Sequence[Window], observers: Sequence[Observer], coverage: Sequence[Coverage]
 ) -> list[Window]:
     """When each observer watched: a quiet node does for longer than its rows say. Interfaces of one source
-    have no window of their own in the ledger: one that takes over from another did not watch before.
+    have no window of their own in the ledger: one that takes over from another did not watch before. Nor has
+    one without rows, such as an empty part's: it must not join in time what others saw apart.
     """
     ledgers = {ledger.source: (ledger.start, ledger.end) for ledger in coverage if ledger.end}
     watched = [
-        ledgers.get(observer.source, window) if not observer.interface else window
+        window if observer.interface or window == _NO_WINDOW else ledgers.get(observer.source, window)
         for observer, window in zip(observers, windows, strict=True)
     ]
     return [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(windows, watched, strict=True)]

@@ -33,6 +33,7 @@ from frames import (
     client_of,
     same_table,
     server_of,
+    talk,
     traffic,
 )
 from hypothesis import given, settings
@@ -103,6 +104,15 @@ def test_a_capture_may_be_cut_anywhere(kind: str, interval: int, data: st.DataOb
     same(merged, whole)
     same(merged.settled(), whole.settled())
     same_table(pair(merged.settled()), pair(whole.settled()))
+
+
+def test_an_empty_part_does_not_join_what_was_seen_apart() -> None:
+    """Two interfaces saw alike packets, the second one only after the first: they add up."""
+    one = talk(("10.10.0.21", 40000), ("10.10.0.11", 6443))[0]
+    frames = [Frame(one, EPOCH, interface=0), Frame(one, EPOCH + NS, interface=1)]
+    empty, whole = (fr.read(FILES["pcapng"](part), SOURCE) for part in ([], frames))
+    assert pair(whole)["packets_out"].tolist() == [2]
+    same_table(pair(merge([empty, whole])), pair(whole))
 
 
 @given(data=st.data())
