@@ -113,7 +113,6 @@ def _folder(given: str | Path | None) -> str:
             where=folder,
             next_step="give an empty or a new one: flows of two runs would add up",
         )
-    addresses.make_folder(folder)
     return folder
 
 
@@ -122,6 +121,8 @@ def _run(
 ) -> tuple[Any, tuple[Coverage, ...]]:
     found = addresses.find_inputs(inputs)
     with _engine(scheduler) as engine:
+        if plan.folder:
+            addresses.make_folder(plan.folder)
         whole, around = engine.compute(_graph(addresses.sources(found), plan, engine.threads), progress)
     return whole, around
 

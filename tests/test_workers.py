@@ -367,3 +367,11 @@ def test_errors_go_through_pickle() -> None:
     error = CaptureError("is bad", where="s3://a/b", next_step="leave it out")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301  its own
     assert str(again) == str(error) == "s3://a/b: is bad (leave it out)"
+
+
+def test_a_run_that_cannot_begin_makes_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    for inputs, scheduler in ((tmp_path / "nothing", "threads"), (RECORDED / "any", "no-such")):
+        with pytest.raises(AnalyzerError):
+            workers.flows(inputs, folder=tmp_path / "flows", scheduler=scheduler)
+    assert not (tmp_path / "flows").exists()

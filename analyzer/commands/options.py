@@ -96,7 +96,8 @@ Scheduler = Annotated[
     typer.Option(
         metavar="threads|processes|tcp://...",
         help="Share the work among Dask workers: threads of this process, processes of this machine, or a "
-        "scheduler's. Needs --cluster where flows are judged, and the extra `cluster`.",
+        "scheduler's. --output then names a folder. Needs --cluster where flows are judged, and the extra "
+        "`cluster`.",
         show_default=False,
     ),
 ]
