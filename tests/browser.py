@@ -168,11 +168,19 @@ class Page:
             time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """The mouse's left button in the middle of an element, which is scrolled into view."""
+        """The mouse's left button in the middle of an element, which is scrolled into view and has come to
+        rest: a page that is still being laid out moves under the mouse.
+        """
         place = self.evaluate(
-            f"""(() => {{ const element = document.querySelector({json.dumps(selector)});
-                element.scrollIntoView({{block: "center", inline: "center"}});
-                const box = element.getBoundingClientRect();
+            f"""(async () => {{ const element = document.querySelector({json.dumps(selector)});
+                const frame = () => new Promise((drawn) => setTimeout(drawn, 20));
+                let before = null, box = null;
+                for (let n = 0; n < 100 && (!before || before.x !== box.x || before.y !== box.y); n++) {{
+                  before = box;
+                  element.scrollIntoView({{block: "center", inline: "center", behavior: "instant"}});
+                  await frame();
+                  box = element.getBoundingClientRect();
+                }}
                 return {{x: box.x + box.width / 2, y: box.y + box.height / 2}}; }})()"""
         )
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):

@@ -38,7 +38,7 @@ def paths() -> list[Path]:
 
 def read(path: Path) -> Any:
     """A notebook as it is written down."""
-    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]  # nbformat has no types
 
 
 def executed(path: Path) -> Any:
@@ -47,7 +47,7 @@ def executed(path: Path) -> Any:
     The kernel is spoken to through sockets in a folder, which no other user can reach, and leaves no profile.
     """
     notebook = read(path)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(_STRICT))  # type: ignore[no-untyped-call]
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(_STRICT))  # type: ignore[no-untyped-call]  # nbformat has no types
     with TemporaryDirectory() as folder:
         sockets = {"transport": "ipc", "connection_file": f"{folder}/kernel.json", "ip": f"{folder}/kernel"}
         place = {"metadata": {"path": str(path.parent)}}
@@ -61,7 +61,7 @@ def executed(path: Path) -> Any:
 
 
 def _bare(notebook: Any) -> Any:
-    notebook.metadata = nbformat.from_dict(METADATA)  # type: ignore[no-untyped-call]
+    notebook.metadata = nbformat.from_dict(METADATA)  # type: ignore[no-untyped-call]  # nbformat has no types
     codes = 0
     for number, cell in enumerate(notebook.cells, 1):
         cell.id, cell.metadata = f"cell-{number}", {}
@@ -83,4 +83,4 @@ def _trim(output: Any, count: int) -> None:
 
 if __name__ == "__main__":
     for path in paths():
-        nbformat.write(executed(path), path)  # type: ignore[no-untyped-call]
+        nbformat.write(executed(path), path)  # type: ignore[no-untyped-call]  # nbformat has no types

@@ -28,7 +28,8 @@ from frames import (
 )
 from hypothesis import given, settings
 from packets import ACK, SYN
-from runs import RECORDINGS, recorded
+from runs import AGENT, AGENT_2, OUTSIDE, RECORDINGS, SERVER, SERVER_2, recorded
+from runs import CLUSTER as PLAIN
 
 from analyzer.analysis import Analysis, analyze
 from analyzer.cluster import Cluster, Node, VirtualIP, load_cluster
@@ -153,20 +154,9 @@ def test_a_real_flannel_cluster_has_none() -> None:
 
 # ---- packets by hand ----
 
-SERVER, SERVER_2, AGENT, AGENT_2, OUTSIDE = (f"10.10.0.{n}" for n in (11, 12, 21, 22, 99))
 VIP, NAT = "10.10.0.10", "10.0.2.15"
 POD, POD_2, POD_3 = "10.42.3.10", "10.42.4.10", "10.42.4.11"
-CLUSTER = Cluster(
-    "prod",
-    (
-        Node("server-1", "server", (SERVER,)),
-        Node("server-2", "server", (SERVER_2,)),
-        Node("agent-1", "agent", (AGENT,)),
-        Node("agent-2", "agent", (AGENT_2,)),
-    ),
-    (VirtualIP(VIP, "server", "api"),),
-    pod_cidrs=("10.42.0.0/16",),
-)
+CLUSTER = replace(PLAIN, virtual_ips=(VirtualIP(VIP, "server", "api"),))
 
 
 def seconds(*frames: bytes, since: float = 0) -> list[Frame]:

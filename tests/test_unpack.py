@@ -10,6 +10,7 @@ import random
 import struct
 import sys
 import threading
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_damage_reads_as_without_a_thread(kind: str, tmp_path: Path, monkeypatch
         else:
             del data[at:]
         path = save(tmp_path, "file", bytes(data))
-        result = seen(lambda path=path: read_capture(path, SOURCE))  # type: ignore[misc]
+        result = seen(partial(read_capture, path, SOURCE))
         assert result == through_a_pipe(bytes(data), monkeypatch)
         damaged += len(result) == 1 or bool(cast("Any", result[2])[0].damage)
     assert damaged > 12

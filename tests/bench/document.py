@@ -365,14 +365,14 @@ counted beside the truth, and writes this page. Times are of whole processes, Py
 times of a shared machine change by a factor of two within an hour. MB are 10⁶ bytes; mapped files count as memory.
 
 Commit {commit}{dirty}, {date}: {machine}.{quick}
-{versions}"""  # noqa: E501
+{versions}"""  # noqa: E501  rows of a Markdown table are one line
 
 _WORDS = """\
 
 `floor` is a bare C loop over the mapped file (fixed offsets, one hash table, no check): less no reader can do. Plain softflowd ignores
 IPv6 and cuts flows short when more than 8,192 are alive: it does less than the others. The last column of times is the rate as
 a multiple of the faster one of nfpcapd and softflowd.
-"""  # noqa: E501
+"""  # noqa: E501  rows of a Markdown table are one line
 
 
 def _header(numbers: Numbers) -> str:

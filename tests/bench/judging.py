@@ -12,6 +12,7 @@ import gc
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from analyzer.cluster import load_cluster
 from analyzer.findings import find
 from analyzer.flows import pair
 from analyzer.matrices import matrix
+from analyzer.report import MATRICES
 from analyzer.rows import merge
 from analyzer.spec import load_spec
 from analyzer.verdict import judge
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NODES, FLOWS = 40, 10_000
-MATRICES = ("role", "node", "rule")
 
 
 def table_of(rows: int, folder: Path) -> tuple[pd.DataFrame, Any]:
@@ -75,7 +76,7 @@ def main(rows: int, folder: Path) -> dict[str, Any]:
     at_rest = _resident("VmRSS")
     judged, judging = _timed(lambda: judge(table, cluster, spec))
     found, finding = _timed(lambda: find(judged, cluster, spec, ()))
-    matrices = {by: _timed(lambda by=by: matrix(judged, by, spec, cluster))[1] for by in MATRICES}  # type: ignore[misc]
+    matrices = {by: _timed(partial(matrix, judged, by, spec, cluster))[1] for by in MATRICES}
     return {
         "rows": len(table),
         "findings": len(found),

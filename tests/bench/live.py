@@ -380,7 +380,7 @@ dropped none.
 
 From the packet of an offence to its printed line, while the wire carried {wire:,.0f} frames/s: median {median:.2f} ms, 99th percentile
 {p99:.2f} ms ({told} of {offences} told).
-"""  # noqa: E501
+"""  # noqa: E501  rows of a Markdown table are one line
 
 
 def markdown(document: dict[str, Any], date: str) -> str:

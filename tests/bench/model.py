@@ -188,7 +188,7 @@ and storage of {machine_storage:.0f} MB/s (assumed):
 
 {use}
 **{first}** first: {first_words}. {advice}
-"""  # noqa: E501
+"""  # noqa: E501  rows of a Markdown table are one line
 
 _ADVICE = {
     "cores": "Pairing and judging spread over workers by pairs of nodes, reading by parts.",

@@ -6,7 +6,7 @@ No dissection, no timeout that could cut a flow of a capture, IP bytes; one line
 import json
 import sys
 
-from nfstream import NFStreamer  # type: ignore[import-not-found,unused-ignore]
+from nfstream import NFStreamer  # type: ignore[import-not-found,unused-ignore]  # runs in a Python of its own
 
 DAY = 86_400
 

@@ -24,6 +24,7 @@ from analyzer.findings import find
 from analyzer.flows import pair
 from analyzer.matrices import matrix
 from analyzer.overview import tally
+from analyzer.report import MATRICES
 from analyzer.rows import ROW, merge
 from analyzer.spec import load_spec
 from analyzer.store import read_rows, write_rows
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from analyzer.rows import OneWay
 
-MATRICES = ("role", "node", "rule")
 TINY = 100  # flows of a part that is nothing but a file
 
 
@@ -94,7 +94,7 @@ def phases(folder: Path, shape: Shape) -> dict[str, Any]:
     paired, seconds["pair"] = _timed(lambda: pair(whole, server_ports(spec)))
     judged, seconds["judge"] = _timed(lambda: judge(paired, cluster, spec))
     found, seconds["find"] = _timed(lambda: find(judged, cluster, spec, whole.coverage))
-    _, seconds["matrices"] = _timed(lambda: [matrix(judged, by, spec, cluster) for by in MATRICES])  # type: ignore[arg-type]
+    _, seconds["matrices"] = _timed(lambda: [matrix(judged, by, spec, cluster) for by in MATRICES])
     partial, seconds["tally"] = _timed(lambda: tally(judged, cluster, spec))
     return {
         "parts": len(paths),
