@@ -11,6 +11,7 @@ runs twice, since its worker died, changes nothing.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -277,6 +278,7 @@ def _engine(scheduler: str) -> Iterator[_Threads | _Cluster]:
         yield _Threads()
     elif scheduler == "processes":
         with _local_workers() as address, _connected(address) as client:
+            client.run(_ignore_interrupts)
             yield _Cluster(client)
     elif addresses.is_address(scheduler):
         with _connected(scheduler) as client:
@@ -311,6 +313,11 @@ def _local_workers() -> Iterator[Any]:
         silence_logs=50,
     ) as local:
         yield local
+
+
+def _ignore_interrupts() -> None:
+    """A terminal sends Ctrl-C to all; the process that asks ends the workers, in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
