@@ -608,7 +608,11 @@ def _write_parquet(table: pd.DataFrame, path: Path, file: FlowFile) -> None:
     notes = {"schema": SCHEMA, "interval": file.interval, "coverage": [asdict(c) for c in file.coverage]}
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = {**(arrow.schema.metadata or {}), METADATA_KEY: json.dumps(notes).encode()}
-    pq.write_table(arrow.replace_schema_metadata(metadata), path, compression="zstd")
+    # counts and times hardly repeat: a dictionary of them costs time and makes the file longer
+    named = [column.name for column in arrow.schema if pa.types.is_dictionary(column.type)]
+    pq.write_table(
+        arrow.replace_schema_metadata(metadata), path, compression="zstd", use_dictionary=named or False
+    )
 
 
 def _write_csv(table: pd.DataFrame, path: Path, _: FlowFile) -> None:
