@@ -44,7 +44,7 @@ for _name, _group in (("spec", spec.app), ("cluster", cluster.app), ("store", st
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from analyzer.report import analyzer_version
+        from analyzer.version import analyzer_version
 
         print(f"rke2-flows {analyzer_version()}")
         raise typer.Exit

@@ -4,13 +4,13 @@ number of its own.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from analyzer.verdict import SCOPES, VERDICTS
+from analyzer.version import analyzer_version
 
 if TYPE_CHECKING:
     from analyzer.cluster import Cluster
@@ -54,14 +54,6 @@ class Told(Protocol):
 
     def matrix(self, by: By) -> pd.DataFrame:
         """See :func:`analyzer.matrices.matrix`."""
-
-
-def analyzer_version() -> str:
-    """The distribution's version; `unknown` where the package runs without being installed."""
-    try:
-        return version("rke2-flows")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def document(analysis: Told) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from analyzer.analysis import server_ports
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.errors import CaptureError, LiveError
 from analyzer.overview import Overview, Tally
-from analyzer.report import analyzer_version
 from analyzer.rows import Coverage, merge
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec
 from analyzer.store import write_flows
 from analyzer.verdict import judge
+from analyzer.version import analyzer_version
 
 if TYPE_CHECKING:
     import pandas as pd

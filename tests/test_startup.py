@@ -1,0 +1,63 @@
+"""What a command costs before it works. Rule: CPU time beside that of `python -c pass`, in turns, no seconds.
+
+Seconds differ from machine to machine; how many times an empty program's cost a command takes hardly does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import RECORDED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROUNDS = 5
+EMPTY = (sys.executable, "-c", "pass")
+PRODUCT = (sys.executable, "-m", "analyzer")
+RECORDING = RECORDED / "baseline"
+CHECK = ("check", *map(str, sorted(RECORDING.glob("*.pcap"))), "--cluster", str(RECORDING / "cluster.yaml"))
+#: what may not be imported by a command that does not use it
+HEAVY = {
+    "help": ({"numpy", "pandas", "pyarrow", "matplotlib", "dask", "pyshark", "bcc", "pyroute2"}, ("--help",)),
+    "version": ({"numpy", "pandas", "pyarrow", "matplotlib", "dask", "pyshark", "bcc"}, ("--version",)),
+    "check": ({"matplotlib", "dask", "distributed", "pyshark", "bcc", "pyroute2"}, CHECK),
+}
+#: how many times `python -c pass` a command may cost: 0.2 s and 1.5 s where that takes 0.025 s
+COSTS = {"help": (8, ("--help",)), "check": (60, CHECK)}
+
+
+def cpu_seconds(command: Sequence[str]) -> float:
+    """User and system time of one run, its children's included."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode in (0, 1), command  # 1: check has findings
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("name", COSTS)
+def test_a_command_costs_at_most_so_many_times_an_empty_program(name: str) -> None:
+    most, words = COSTS[name]
+    turns = [(cpu_seconds(EMPTY), cpu_seconds((*PRODUCT, *words))) for _ in range(ROUNDS)]
+    empty, ours = (min(times) for times in zip(*turns, strict=True))
+    assert ours <= most * empty, f"{ours:.3f} s beside {empty:.3f} s: {ours / empty:.1f} times"
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_heavy_packages_are_imported_where_they_are_used(name: str) -> None:
+    unused, words = HEAVY[name]
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['rke2-flows', *{list(words)!r}]\n"
+        "try:\n    runpy.run_module('analyzer', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code in (None, 0, 1), end.code\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not unused & set(done.stderr.split("\n"))
