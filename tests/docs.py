@@ -2,20 +2,24 @@
 
 `python tests/docs.py` writes it, test_docs.py compares it. README.md and docs/tutorial.md hold commands with
 their real output, docs/commands.md the help of every command, docs/verdicts.md and docs/diagnosis.md the
-columns of the tables, docs/document.md the fields of the JSON document.
+columns of the tables, docs/document.md the fields of the JSON document. What the README
+says of speed it takes from the numbers of the last benchmark.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.document import sentence
 from conftest import PROJECT, RECORDED
 
 from analyzer import diagnosis, findings, flows, pairs, verdict
@@ -32,6 +36,7 @@ VERDICTS = DOCS / "verdicts.md"
 DIAGNOSIS = DOCS / "diagnosis.md"
 DOCUMENT = DOCS / "document.md"
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+_BENCH = re.compile(r"(<!-- bench -->\n).*?(<!-- bench: end -->)", re.DOTALL)
 _MARK = "<!-- columns -->\n"
 _TABLES: dict[Path, dict[str, Mapping[str, str]]] = {
     VERDICTS: {
@@ -80,7 +85,14 @@ def with_output(path: Path) -> str:
             commands = re.findall(r"^\$ (.*)$", match[1], re.MULTILINE)
             return "```console\n" + "".join(f"$ {c}\n{run(c, folder)}" for c in commands) + "```"
 
-        return _BLOCK.sub(filled, path.read_text())
+        return _BENCH.sub(quoted, _BLOCK.sub(filled, path.read_text()))
+
+
+def quoted(match: re.Match[str]) -> str:
+    """What the last benchmark says, between the marks, in lines as long as the others."""
+    numbers = json.loads((DOCS / "benchmarks.json").read_text(encoding="utf-8"))
+    said = textwrap.fill(sentence(numbers), 125, break_on_hyphens=False, break_long_words=False)
+    return f"{match[1]}{said}\n{match[2]}"
 
 
 def commands(_path: Path) -> str:

@@ -394,7 +394,14 @@ def test_rate_is_held_against_the_faster_of_two_peers() -> None:
     two = "rate beside the faster of nfpcapd and softflowd, two threads, cut"
     assert goal_of(numbers, one) == (5.0, True)
     assert goal_of(numbers, two) == (10.0, True)
-    assert "5.0 times the rate of softflowd" in document.sentence({**numbers, "machine": "this"})
+    assert "5.0 times the rate of softflowd with one thread and 10.0 times with two threads" in (
+        document.sentence({**numbers, "machine": "this"})
+    )
+    plain: dict[str, Any] = {"sections": {"m8": section(nfpcapd=12.0, softflowd=10.0)}, "machine": "this"}
+    with pytest.raises(ValueError, match="make bench"):
+        document.sentence(plain)
+    plain["sections"]["m8"]["times"] += section(**{"rke2-flows": 4.0})["times"]
+    assert "the whole command has 2.5 times the rate of softflowd (" in document.sentence(plain)
     slower = {"sections": {"m8": section(one=2.1, two=1.3, nfpcapd=12.0, softflowd=10.0)}}
     assert not goal_of(slower, one)[1]
     assert not goal_of(slower, two)[1]
