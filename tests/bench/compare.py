@@ -67,7 +67,9 @@ def run_once(command: list[str], folder: Path) -> Took:
     output = log.read_text(errors="replace")
     report.unlink()
     if int(status) != 0:
-        raise RunError(f"{' '.join(command)} ended with {status}: {' '.join(output.split())[-300:]}")
+        # names, not places: this goes into the page
+        words = (Path(word).name if word.startswith("/") else word for word in command)
+        raise RunError(f"{' '.join(words)} ended with {status}: {' '.join(output.split())[-300:]}")
     return Took(float(wall), float(user) + float(system), int(peak) / 1024, output)
 
 
