@@ -287,7 +287,7 @@ def test_absent_and_failing_programs_are_left_out(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(TOOLS, "gone", gone)
     monkeypatch.setitem(TOOLS, "failing", failing)
     entries = compare(tmp_path / "x.pcap", ["gone", "failing"], 2, lambda _: None)
-    assert entries[0].missing == "gone: not on this machine, left out"
+    assert entries[0].missing == "gone: not available here, left out"
     assert "ended with 1: no luck" in entries[1].missing
     assert not (tmp_path / "turn").exists()
 

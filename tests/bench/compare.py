@@ -91,7 +91,7 @@ def _turn(job: Job, port: int, nfstream: str) -> None:
         place = Place(job.capture, folder, port, nfstream)
         command = job.tool.command(place)
         if command is None:
-            entry.missing = f"{entry.name}: not on this machine, left out"
+            entry.missing = f"{entry.name}: not available here, left out"
             return
         entry.runs.append(run_once(command, logs))
         if len(entry.runs) == 1:

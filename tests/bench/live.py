@@ -176,7 +176,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class _Watcher:
-    """How a program is started (None: not on this machine), known to be ready, and what it counted."""
+    """How a program is started (None: not available here), known to be ready, and what it counted."""
 
     command: Callable[[Path], list[str] | None]
     ready: Callable[[Child, Path], bool]

@@ -206,7 +206,7 @@ def packed(run: Run) -> Numbers:
     rows: dict[str, Numbers] = {}
     for suffix, (command, unpacker) in PACKERS.items():
         if program(command[0]) is None:
-            rows[suffix] = {"missing": f"{command[0]}: not on this machine, left out"}
+            rows[suffix] = {"missing": f"{command[0]}: not available here, left out"}
             continue
         file = run.folder / f"capture.pcap.{suffix}"
         with file.open("wb") as out:

@@ -54,7 +54,7 @@ class Counted:
 class Tool:
     """One competitor. ``role``: `product`, `peer` (a user could take it instead) or `context`.
 
-    ``command`` gives its arguments, or None where the program is not on this machine; ``counted`` reads its
+    ``command`` gives its arguments, or None where the program is not available here; ``counted`` reads its
     output (text) and what it left in the folder.
     """
 
