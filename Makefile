@@ -13,7 +13,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := demo-output
 LAB    := lab-output
-C      := $(wildcard bpf/*.h bpf/*.c analyzer/capture/*.c analyzer/capture/*.h tests/*.c tests/bpf/*.c tests/fuzz/*.c tests/bench/*.c)
+C      := $(wildcard bpf/*.h bpf/*.c analyzer/*.c analyzer/*.h analyzer/capture/*.c analyzer/capture/*.h tests/*.c tests/bpf/*.c tests/fuzz/*.c tests/bench/*.c)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 
 # --system-site-packages: BCC comes from the distribution, not from a package index
-.stamps/demo: pyproject.toml constraints.txt deploy/packages.sh $(wildcard analyzer/capture/*.c analyzer/capture/*.h bpf/*.h)
+.stamps/demo: pyproject.toml constraints.txt deploy/packages.sh $(wildcard analyzer/*.c analyzer/*.h analyzer/capture/*.c analyzer/capture/*.h bpf/*.h)
 	deploy/packages.sh demo
 	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
 	$(BIN)/pip install --quiet --editable .
@@ -82,4 +82,4 @@ bench: .stamps/test
 	PYTHONPATH=tests $(BIN)/python -m bench all $(if $(NFSTREAM),--nfstream $(NFSTREAM)) $(BENCH)
 
 clean:
-	rm -rf $(VENV) .stamps build *.egg-info $(DEMO) $(LAB) analyzer/capture/*.so
+	rm -rf $(VENV) .stamps build *.egg-info $(DEMO) $(LAB) analyzer/*.so analyzer/capture/*.so

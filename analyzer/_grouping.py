@@ -17,7 +17,8 @@ Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
 
 _NOTHING = np.zeros((), "V1")
-_SEED = int.from_bytes(os.urandom(8), "little")
+#: nobody who sends packets can choose keys that meet in a table
+SEED = int.from_bytes(os.urandom(8), "little")
 
 
 def group(keys: npt.NDArray[np.uint8]) -> tuple[Indices, Indices]:
@@ -27,7 +28,7 @@ def group(keys: npt.NDArray[np.uint8]) -> tuple[Indices, Indices]:
     """
     if not len(keys):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    numbers, first = _reader.group(np.ascontiguousarray(keys).data, keys.shape[1], _SEED)
+    numbers, first = _reader.group(np.ascontiguousarray(keys).data, keys.shape[1], SEED)
     of, firsts = (np.frombuffer(memoryview(block), np.uint32).astype(np.intp) for block in (numbers, first))
     return of, firsts
 

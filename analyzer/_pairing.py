@@ -1,368 +1,110 @@
-"""Which rows answer each other, who asked, and how it went. Rule: NumPy arrays of one-way rows in, arrays
-out; no table, no text.
+"""Which rows answer each other, who asked, and how it went. Rule: the native pairing's Python face; one-way
+rows in, arrays out, and no text but those of addresses.
 
-A *tuple* is all rows of one direction of one 5-tuple, whoever saw them and whenever. A *connection* is a
-tuple and the one that answers it. `low` and `high` name a connection's ends by the order of their addresses
-and ports, until it is known who asked.
+How it decides stands in ``_connections.h`` and ``_flows.h``, beside the code that does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from analyzer._grouping import ADDRESS, Array, Groups, Indices, group, pack
-from analyzer.rows import EVENT_CARRIER, EVENT_SYN, EVENT_SYN_ACK, NO_TIME, Endpoint, Rows
+from analyzer import _pair
+from analyzer._grouping import ADDRESS, SEED, Array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-Booleans = npt.NDArray[np.bool_]
-Counts = npt.NDArray[np.uint64]
-Signs = npt.NDArray[np.int8]
+    from analyzer.rows import Endpoint, Rows
 
+#: in the order of their numbers there
 OUTCOMES = ("answered", "refused", "unreachable", "unanswered", "one-way")
 DIRECTION_BY = ("syn", "listener", "spec", "port")
 #: (protocol number, port) pairs that a specification names
 ServerPorts = frozenset[tuple[int, int]]
 
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
-_RST, _ACK = 0x04, 0x10
-#: reply → request (RFC 792, 950, 4443, 4861): the two directions of one flow
-_REQUESTS = {ICMP: {0: 8, 14: 13, 16: 15, 18: 17}, ICMPV6: {129: 128, 134: 133, 136: 135}}
-#: request → reply, for ICMP and ICMPv6
-REPLIES = {
-    protocol: {request: reply for reply, request in types.items()} for protocol, types in _REQUESTS.items()
+#: request → reply, for ICMP and ICMPv6: the two directions of one flow (RFC 792, 950, 4443, 4861)
+REPLIES = {ICMP: {8: 0, 13: 14, 15: 16, 17: 18}, ICMPV6: {128: 129, 133: 134, 135: 136}}
+
+#: `struct endpoint`
+_ENDPOINT = np.dtype([("address", ADDRESS), ("port", "u2"), ("protocol", "u1"), ("reserved", "V5")])
+#: X(name, type) of ``_columns.h``
+_COLUMNS = {
+    **dict.fromkeys(("flow", "observer", "vni"), np.uint32),
+    **dict.fromkeys(("client", "server", "outer_client", "outer_server"), np.int32),
+    **dict.fromkeys(("client_port", "server_port", "tcp_flags_out", "tcp_flags_in"), np.uint16),
+    **dict.fromkeys(("protocol", "tunnel", "outcome", "direction_by", "carrier"), np.uint8),
+    **dict.fromkeys(("start", "end"), np.int64),
+    **dict.fromkeys(("packets_out", "packets_in", "bytes_out", "bytes_in"), np.uint64),
+    **dict.fromkeys(("first_frame", "interval"), np.uint64),
 }
-_FRAGMENTATION_NEEDED = np.uint32(1 << 4)  # RFC 792 code 4 is path MTU discovery: the flow goes on
 
 
-@dataclass
-class Tuples:
-    """What all rows of a tuple show together. `of_row`: tuple of each row; the rest has shape (t,).
+class Addresses(NamedTuple):
+    """Texts one after the other, the first one empty. `offsets`: shape (texts + 1,), dtype int32."""
 
-    `protocol`, `ports`: of its key; the ports of ICMP are 0. `type`: ICMP type, replies named as their
-    requests, else 0. `asks`: 1 for an ICMP request, -1 for a reply, 0 for all else.
-    `reverse`: sent by the connection's higher end.
+    texts: bytearray
+    offsets: Array
+
+    def names(self) -> list[str]:
+        """Each as a string."""
+        text, at = self.texts.decode("ascii"), self.offsets.tolist()
+        return [text[begin:end] for begin, end in pairwise(at)]
+
+
+class Pairing:
+    """The flows of one-way rows, sorted by start; neither they nor their order depends on the order of the
+    rows.
+
+    `rows`: shape (n,), dtype ROW, fewer than 2³¹, not to be changed meanwhile. `observers`: turn, chain and
+    cluster of each observer. Raises MemoryError.
     """
 
-    of_row: Indices
-    key: Rows
-    protocol: npt.NDArray[np.uint8]
-    ports: dict[str, npt.NDArray[np.uint16]]
-    events: Array
-    flags: Array
-    unreachable: Array
-    packets: Array
-    start: Array
-    type: npt.NDArray[np.uint16]
-    asks: Signs
-    reverse: Booleans
-    carrier: Booleans
+    def __init__(
+        self,
+        rows: Rows,
+        observers: tuple[Array, Array, Array],
+        server_ports: ServerPorts,
+        listeners: Iterable[Endpoint],
+    ) -> None:
+        ports = np.array([protocol << 16 | port for protocol, port in server_ports], np.uint32)
+        self._pairing = _pair.Pairing(_bytes(rows), _bytes(ports), _bytes(_endpoints(listeners)), SEED)
+        self._pairing.observe(*(_bytes(of.astype(np.uint32)) for of in observers))
+
+    def __len__(self) -> int:
+        """How many flows there are."""
+        return len(self._pairing)
+
+    def columns(self, begin: int, end: int, *, in_order: bool) -> tuple[dict[str, Array], Addresses]:
+        """Columns of the flows from `begin` to `end`, and the texts that those of addresses number: in
+        numerical order, or in order of appearance.
+
+        `flow`: its number, which :meth:`flow_of_row` gives. `observer`: the fullest witness. `start`, `end`:
+        ns, the least int64 where there is no time. `interval`: ns. `carrier`: 1 for a tunnel's carrier.
+        """
+        columns = self._pairing.columns(begin, end, in_order)
+        texts = Addresses(columns.pop("texts"), _array(columns.pop("offsets"), np.int32))
+        return {name: _array(columns[name], dtype) for name, dtype in _COLUMNS.items()}, texts
+
+    def flow_of_row(self) -> Array:
+        """The number of each row's flow, shape (rows,), dtype uint32."""
+        return _array(self._pairing.flow_of_row(), np.uint32)
 
 
-@dataclass
-class Connections:
-    """`of_tuple`: connection of each tuple. `low`, `high`: tuple sent by the lower, by the higher end; -1
-    none. `any`: either.
-    """
-
-    of_tuple: Indices
-    low: Indices
-    high: Indices
-    any: Indices
-    carrier: Booleans
-    protocol: npt.NDArray[np.uint8]
+def _bytes(elements: Array) -> memoryview:
+    return np.ascontiguousarray(elements).view(np.uint8).data
 
 
-@dataclass
-class Paired:
-    """The result: `connection` and `inward` (from server to client) of each row; the rest of each
-    connection.
-    """
-
-    connection: Indices
-    inward: Booleans
-    client: Indices  # tuple that the client sent, -1 none
-    server: Indices
-    outcome: npt.NDArray[np.intp]  # index into OUTCOMES
-    direction_by: npt.NDArray[np.intp]  # index into DIRECTION_BY
-    tuples: Tuples
-    carrier: Booleans
+def _array(elements: bytearray, dtype: Any) -> Array:
+    return np.frombuffer(elements, dtype) if elements else np.zeros(0, dtype)
 
 
-def pair_rows(rows: Rows, server_ports: ServerPorts, listeners: Iterable[Endpoint]) -> Paired:
-    """Finds connections among one-way rows and tells their clients from their servers."""
-    tuples = _tuples(rows)
-    c = _connections(tuples)
-    low_asks, by = _directions(tuples, c, server_ports, listeners)
-    client, server = np.where(low_asks, c.low, c.high), np.where(low_asks, c.high, c.low)
-    inward = (tuples.reverse == low_asks[c.of_tuple])[tuples.of_row]
-    outcome = _outcomes(tuples, c, client, server)
-    return Paired(c.of_tuple[tuples.of_row], inward, client, server, outcome, by, tuples, c.carrier)
-
-
-# ---- tuples ----
-
-
-def _tuples(rows: Rows) -> Tuples:
-    names = ("src", "dst", "src_port", "dst_port", "vni", "protocol", "tunnel")
-    numbers, first = group(pack(*(rows[name] for name in names)))
-    groups = Groups(numbers, len(first))
-    key = rows[first] if len(first) < len(rows) else rows
-    protocol = np.ascontiguousarray(key["protocol"])
-    ports = {side: _port(key, protocol, side) for side in ("src", "dst")}
-    type_, asks = _request_types(key, protocol)
-    events = groups.reduce(np.bitwise_or, rows["events"])
-    carrier = (events & np.uint8(EVENT_CARRIER)) > 0
-    return Tuples(
-        numbers,
-        key,
-        protocol,
-        ports,
-        events,
-        groups.reduce(np.bitwise_or, rows["tcp_flags"]),
-        groups.reduce(np.bitwise_or, rows["unreachable"]),
-        groups.reduce(np.add, rows["packets"]),
-        groups.reduce(np.minimum, rows["start"]),
-        type_,
-        asks,
-        _less(_end(key, ports, "dst"), _end(key, ports, "src")) & ~carrier,
-        carrier,
-    )
-
-
-def _request_types(key: Rows, protocol: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint16], Signs]:
-    types, asks = np.zeros(len(key), np.uint16), np.zeros(len(key), np.int8)
-    for number, requests in _REQUESTS.items():
-        mine = np.flatnonzero(protocol == number)
-        said = key["src_port"][mine]
-        types[mine] = said
-        for reply, request in requests.items():
-            asks[mine[said == request]] = 1
-            asks[mine[said == reply]] = -1
-            types[mine[said == reply]] = request
-    return types, asks
-
-
-def _is_icmp(protocol: Array) -> Booleans:
-    icmp: Booleans = (protocol == ICMP) | (protocol == ICMPV6)
-    return icmp
-
-
-def _port(key: Rows, protocol: npt.NDArray[np.uint8], side: str) -> npt.NDArray[np.uint16]:
-    """The port of a side; ICMP has none."""
-    return np.where(_is_icmp(protocol), np.uint16(0), key[f"{side}_port"])
-
-
-def _end(key: Rows, ports: dict[str, npt.NDArray[np.uint16]], side: str) -> tuple[Array, ...]:
-    halves = np.ascontiguousarray(key[side]).view(">u8").reshape(-1, 2).astype(np.uint64)
-    return halves[:, 0], halves[:, 1], ports[side]
-
-
-def _less(a: tuple[Array, ...], b: tuple[Array, ...]) -> Booleans:
-    """Whether a < b, lexicographically, elementwise."""
-    result = np.zeros(len(a[0]), bool)
-    for left, right in zip(reversed(a), reversed(b), strict=True):
-        result = (left < right) | ((left == right) & result)
-    return result
-
-
-# ---- connections ----
-
-
-def _connections(t: Tuples) -> Connections:
-    icmp = _is_icmp(t.protocol)
-    ends = [(np.where(t.reverse, t.key[b], t.key[a])) for a, b in (("src", "dst"), ("dst", "src"))]
-    ports = [np.where(t.reverse, t.ports[b], t.ports[a]) for a, b in (("src", "dst"), ("dst", "src"))]
-    code = np.where(icmp, t.key["dst_port"], 0).astype(np.uint16)
-    plain = pack(*ends, *ports, t.type, code, t.protocol, t.carrier.view(np.uint8))
-    numbers, first = group(np.concatenate([plain, pack(t.key["vni"], t.key["tunnel"])], axis=1))
-    apart = _is_tunnel_end(t, *ends)[first]
-    of_tuple = _fold_plain(plain[first], t.key["tunnel"][first] > 0, apart)[numbers]
-    low, high = (_sent_by(of_tuple, t, reverse, len(first)) for reverse in (False, True))
-    either = np.where(low >= 0, low, high)
-    return Connections(of_tuple, low, high, either, t.carrier[either], t.protocol[either])
-
-
-def _is_tunnel_end(t: Tuples, low: Array, high: Array) -> Booleans:
-    """Whether either end of each tuple is an end of some tunnel, so a node rather than a pod."""
-    tunnelled = t.key["tunnel"] > 0
-    outer = [t.key[name][tunnelled] for name in ("outer_src", "outer_dst")]
-    numbers, first = group(pack(np.concatenate([low, high, *outer])))
-    carries = np.zeros(len(first), bool)
-    carries[numbers[2 * len(low) :]] = True
-    ends: Booleans = carries[numbers[: len(low)]] | carries[numbers[len(low) : 2 * len(low)]]
-    return ends
-
-
-def _fold_plain(plain: npt.NDArray[np.uint8], tunnelled: Booleans, apart: Booleans) -> Indices:
-    """The connection that each one is part of: one that was also seen inside exactly one tunnel is that
-    inner flow, seen outside of it (`-i any` shows a pod's datagram on its veth, on the bridge, and in its
-    carrier). Not so one of a tunnel's own end: who sends a forged inner packet must not hide a flow of nodes.
-    """
-    stand_in = np.arange(len(plain))
-    if not tunnelled.any():
-        return stand_in
-    numbers, first = group(plain)
-    times = np.bincount(numbers, tunnelled, minlength=len(first))
-    inner = np.zeros(len(first), np.intp)
-    inner[numbers[tunnelled]] = np.flatnonzero(tunnelled)
-    folded = ~tunnelled & ~apart & (times[numbers] == 1)
-    stand_in[folded] = inner[numbers[folded]]
-    return stand_in
-
-
-def _sent_by(of_tuple: Indices, t: Tuples, reverse: bool, count: int) -> Indices:
-    """The tuple of each connection that the lower (or the higher) end sent; inside the tunnel rather than
-    outside of it.
-    """
-    sent = np.full(count, -1)
-    for tunnelled in (False, True):
-        mine = np.flatnonzero((t.reverse == reverse) & ((t.key["tunnel"] > 0) == tunnelled))
-        sent[of_tuple[mine]] = mine
-    return sent
-
-
-def at(values: Array, index: Indices, missing: int = 0) -> Array:
-    """values[index], and `missing` where index is -1."""
-    if not len(values):
-        return np.full(len(index), missing, values.dtype)
-    return np.where(index >= 0, values[index], values.dtype.type(missing))
-
-
-# ---- direction ----
-
-
-def _prefer(low: Array, high: Array) -> Signs:
-    """1 where only the lower end has the mark, -1 where only the higher one, 0 where it tells nothing."""
-    return low.astype(np.int8) - high.astype(np.int8)
-
-
-def _directions(
-    t: Tuples, c: Connections, named: ServerPorts, listeners: Iterable[Endpoint]
-) -> tuple[Booleans, npt.NDArray[np.intp]]:
-    """Whether the lower end is the client, and which evidence said so. The evidence is in the order of
-    DIRECTION_BY.
-    """
-    ports = _ports(t, c)
-    spec = [_is_named(port, c.protocol, named) for port in ports]
-    says = np.stack(
-        [
-            _by_opening(t, c),
-            _by_listener(t, c, ports, listeners),
-            _prefer(spec[1], spec[0]),
-            _by_port(t, c, ports),
-        ]
-    )
-    by = np.argmax(says != 0, axis=0)
-    low_asks = np.take_along_axis(says, by[None], axis=0)[0] > 0
-    # a carrier's client is its sender: its source port is a hash and tells nothing
-    by = np.where(c.carrier, np.where(spec[1], DIRECTION_BY.index("spec"), DIRECTION_BY.index("port")), by)
-    return low_asks | c.carrier, by
-
-
-def _ports(t: Tuples, c: Connections) -> tuple[Array, Array]:
-    src, dst = t.ports["src"][c.any], t.ports["dst"][c.any]
-    return np.where(c.low >= 0, src, dst), np.where(c.low >= 0, dst, src)
-
-
-def _by_opening(t: Tuples, c: Connections) -> Signs:
-    """A SYN or an ICMP request is sent by the client, a SYN-ACK or a reply by the server."""
-    opens = ((t.events & np.uint8(EVENT_SYN)) > 0) | (t.asks > 0)
-    accepts = ((t.events & np.uint8(EVENT_SYN_ACK)) > 0) | (t.asks < 0)
-    opened = _prefer(at(opens, c.low), at(opens, c.high))
-    return np.where(opened != 0, opened, _prefer(at(accepts, c.high), at(accepts, c.low))).astype(np.int8)
-
-
-def _by_listener(t: Tuples, c: Connections, ports: tuple[Array, Array], known: Iterable[Endpoint]) -> Signs:
-    """Who is known to listen, or accepted another connection on the same address and port, is the server."""
-    extra = list(known)
-    src, dst = t.key["src"][c.any], t.key["dst"][c.any]
-    low, high = np.where(c.low >= 0, src, dst), np.where(c.low >= 0, dst, src)
-    address = np.concatenate([low, high, np.array([e.address for e in extra], ADDRESS)])
-    port = np.concatenate([*ports, np.array([e.port for e in extra], np.uint16)]).astype(np.uint16)
-    protocol = np.concatenate([c.protocol, c.protocol, np.array([e.protocol for e in extra], np.uint8)])
-    numbers, first = group(pack(address, port, protocol))
-    n = len(c.protocol)
-    accepts = (t.events & np.uint8(EVENT_SYN_ACK)) > 0
-    listens = np.zeros(len(first), bool)
-    for mine, sent in ((numbers[:n], c.low), (numbers[n : 2 * n], c.high)):
-        listens[mine[at(accepts, sent).astype(bool)]] = True
-    listens[numbers[2 * n :]] = True
-    return _prefer(listens[numbers[n : 2 * n]], listens[numbers[:n]])
-
-
-def _is_named(port: Array, protocol: npt.NDArray[np.uint8], named: ServerPorts) -> Booleans:
-    table = np.zeros((256, 65536), bool)
-    for number, named_port in named:
-        table[number, named_port] = True
-    result: Booleans = table[protocol, port]
-    return result
-
-
-def _by_port(t: Tuples, c: Connections, ports: tuple[Array, Array]) -> Signs:
-    """The lower port answers; with equal ports, who was heard first asked. Never 0: the last resort
-    decides.
-    """
-    low, high = (p.astype(np.int32) for p in ports)
-    first = at(t.start, c.low, int(NO_TIME)) <= at(t.start, c.high, int(NO_TIME))
-    return np.where(low == high, np.where(first, 1, -1), np.where(low > high, 1, -1)).astype(np.int8)
-
-
-# ---- outcome ----
-
-
-def _outcomes(t: Tuples, c: Connections, client: Indices, server: Indices) -> npt.NDArray[np.intp]:
-    """Index into OUTCOMES. The cases are tried in the order written; the first that holds stands."""
-    asked, replied = at(t.packets, client) > 0, at(t.packets, server) > 0
-    opened = (((at(t.events, client) & np.uint8(EVENT_SYN)) > 0) | (at(t.asks, client) > 0)) & asked
-    tcp_or_icmp = (c.protocol == TCP) | _is_icmp(c.protocol)
-    cases = (
-        (_carrier_answered(t, c), "answered"),
-        (asked & replied & opened & _only_reset(t, c, server), "refused"),
-        (asked & replied, "answered"),
-        (~replied & _quoted(t, c, client), "unreachable"),
-        (~replied & _acknowledges(t, c, client), "one-way"),
-        (opened | (asked & (~tcp_or_icmp & np.isin(c.protocol, (UDP, SCTP)))), "unanswered"),
-    )
-    numbers = [OUTCOMES.index(name) for _, name in cases]
-    return np.select([case for case, _ in cases], numbers, OUTCOMES.index("one-way"))
-
-
-def _only_reset(t: Tuples, c: Connections, server: Indices) -> Booleans:
-    """The server sent resets and nothing else."""
-    flags = at(t.flags, server)
-    reset = ((flags & np.uint16(_RST)) > 0) & ((flags & ~np.uint16(_RST | _ACK)) == 0)
-    only: Booleans = (c.protocol == TCP) & reset
-    return only
-
-
-def _acknowledges(t: Tuples, c: Connections, client: Indices) -> Booleans:
-    """The client acknowledged what the capture does not hold: it was answered out of sight."""
-    acknowledges: Booleans = (c.protocol == TCP) & ((at(t.flags, client) & np.uint16(_ACK)) > 0)
-    return acknowledges
-
-
-def _quoted(t: Tuples, c: Connections, client: Indices) -> Booleans:
-    """An ICMP destination-unreachable quoted what the client sent."""
-    quoted: Booleans = (at(t.unreachable, client) & ~_FRAGMENTATION_NEEDED) > 0
-    return quoted
-
-
-def _carrier_answered(t: Tuples, c: Connections) -> Booleans:
-    """The other end sent carriers too: judged by address pair and destination port, since the source port is
-    a hash.
-    """
-    carriers = np.flatnonzero(c.carrier)
-    key = t.key[c.any[carriers]]
-    there, back = (pack(key[a], key[b], key["dst_port"]) for a, b in (("src", "dst"), ("dst", "src")))
-    numbers, first = group(np.concatenate([there, back]))
-    sent = np.zeros(len(first), bool)
-    sent[numbers[: len(key)]] = True
-    answered = np.zeros(len(c.carrier), bool)
-    answered[carriers] = sent[numbers[len(key) :]]
-    return answered
+def _endpoints(listeners: Iterable[Endpoint]) -> Array:
+    known: Sequence[Endpoint] = list(listeners)
+    records = np.zeros(len(known), _ENDPOINT)
+    for name in ("address", "port", "protocol"):
+        records[name] = np.array([getattr(e, name) for e in known], _ENDPOINT[name])
+    return records

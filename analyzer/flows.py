@@ -1,23 +1,34 @@
 """The flow table. Rule: one-way rows to a DataFrame of flows, and back; knows no role, no rule and no file.
 
 One row for each 5-tuple, tunnel and interval; its columns are :data:`COLUMNS`. How client and server are
-told apart and what an outcome means stands in ``_pairing.py``, how a datagram with several witnesses counts
-once in ``_witness.py``.
+told apart and what an outcome means stands in ``_connections.h``, how a datagram with several witnesses
+counts once in ``_witness.py`` and ``_flows.h``.
 """
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer._grouping import ADDRESS, Array, Groups, Indices, group, pack
-from analyzer._pairing import DIRECTION_BY, OUTCOMES, REPLIES, Paired, ServerPorts, at, pair_rows
-from analyzer._witness import stand_for, witnesses
-from analyzer.facts import DROP, OWNER, TUPLE, Facts, drops_by_flow, merge_facts, owner_of, parse_drops
+from analyzer._grouping import ADDRESS, Array, Indices
+from analyzer._pairing import REPLIES, Addresses, ServerPorts
+from analyzer.columns import (
+    CARRIER_PORTS,
+    COLUMNS,
+    PROTOCOL_NUMBERS,
+    PROTOCOLS,
+    TUNNELS,
+    FlowColumns,
+    Masked,
+    Text,
+    Times,
+    format_address,
+    parse_address,
+)
+from analyzer.facts import DROP, OWNER, Facts, merge_facts, parse_drops
 from analyzer.rows import (
     EVENT_CARRIER,
     EVENT_SYN,
@@ -36,65 +47,26 @@ from analyzer.rows import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-#: column → what it holds; the order is the table's. Text columns are categorical.
-COLUMNS = {
-    "source": "capture file, or node of a live capture, of the fullest witness",
-    "witnesses": "names of all nodes or captures that saw it, `;` between",
-    "client": "IP address, as text, of the end that initiated",
-    "client_port": "0-65535; for ICMP the type",
-    "server": "IP address, as text, of the end that answered",
-    "server_port": "0-65535; for ICMP the code",
-    "protocol": "`tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, else the IANA number",
-    "tunnel": "`vxlan`, `geneve`, `gre`, `ipip`: what an inner flow was carried in; empty for others",
-    "vni": "the VXLAN or Geneve network identifier, else 0",
-    "outer_client": "IP address of the tunnel's end on the client's side; empty for a flow in no tunnel",
-    "outer_server": "IP address of the tunnel's end on the server's side; empty for a flow in no tunnel",
-    "start": "time of the first packet, UTC; missing where the capture has none",
-    "end": "time of the last packet, UTC; missing where the capture has none",
-    "packets_out": "packets, client to server",
-    "packets_in": "packets, server to client",
-    "bytes_out": "IP bytes (header and payload, not cut by the snaplen), client to server",
-    "bytes_in": "IP bytes, server to client",
-    "tcp_flags_out": "OR of the TCP flags that the client sent",
-    "tcp_flags_in": "OR of the TCP flags that the server sent",
-    "outcome": "`answered`, `refused`, `unreachable`, `unanswered`, `one-way`",
-    "direction_by": "how client and server were told apart, surest first: `syn`, `listener`, `spec`, `port`",
-    "first_frame": "number of its first frame in the capture, as Wireshark counts; 0 for live",
-    "process": "name of the connecting process; live only",
-    "pid": "its process id; live only",
-    "pod": "its pod, as namespace/name; live only",
-    "drops": "its packets, either way, that a node's kernel dropped: `node REASON packets`, `; ` between; "
-    "live only",
-}
+    from analyzer.columns import Column
 
-PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
-PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
-PROTOCOLS = tuple(PROTOCOL_NAMES.get(number, str(number)) for number in range(256))
-TUNNELS = ("", "vxlan", "geneve", "gre", "ipip")
-#: destination ports of VXLAN (IANA's, and the kernel's older default) and Geneve
-CARRIER_PORTS = (4789, 6081, 8472)
+__all__ = [
+    "CARRIER_PORTS",
+    "COLUMNS",
+    "PROTOCOLS",
+    "PROTOCOL_NUMBERS",
+    "TUNNELS",
+    "format_address",
+    "pair",
+    "parse_address",
+    "unpair",
+]
 
 _TCP, _UDP = PROTOCOL_NUMBERS["tcp"], PROTOCOL_NUMBERS["udp"]
 _SYN = np.uint16(0x02)
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _NOWHERE = b"\0" * 16
 _NOT_A_TIME = np.iinfo(np.int64).min  # NaT
 
 Array16 = npt.NDArray[np.void]
-
-
-def format_address(address: bytes) -> str:
-    """Text of a 16-byte address; IPv4 where it is ::ffff:a.b.c.d,"""
-    if address[:12] == _MAPPED:
-        return socket.inet_ntop(socket.AF_INET, address[12:])
-    return socket.inet_ntop(socket.AF_INET6, address)
-
-
-def parse_address(text: str) -> bytes:
-    """The inverse of :func:`format_address`; OSError where the text is no address."""
-    if ":" in text:
-        return socket.inet_pton(socket.AF_INET6, text)
-    return _MAPPED + socket.inet_pton(socket.AF_INET, text)
 
 
 def pair(
@@ -111,196 +83,28 @@ def pair(
     Returns a DataFrame with :data:`COLUMNS`, sorted by start; neither it nor its order depends on the order
     of the rows.
     """
-    rows = one_way.rows
-    paired = pair_rows(rows, server_ports, [*one_way.listeners, *listeners])
-    flow, first = group(pack(paired.connection, rows["interval"]))
-    connection = paired.connection[first]
-    table = (
-        _ends(rows, paired, flow, connection, len(first))
-        | _when(rows, flow, len(first))
-        | _how_much(one_way, paired, flow, len(first))
-        | {
-            "outcome": _categorical(paired.outcome[connection], OUTCOMES),
-            "direction_by": _categorical(paired.direction_by[connection], DIRECTION_BY),
-        }
-        | _known(one_way, paired, connection, rows["interval"][first])
-    )
-    return _sorted(pd.DataFrame({name: table[name] for name in COLUMNS}))
+    return frame_of(FlowColumns(one_way, server_ports, listeners).between())
 
 
-def _named(observer: Indices, names: Sequence[str]) -> pd.Categorical:
-    """The observers' names; two of one name cannot be told apart in text."""
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return _categorical(np.array([number[name] for name in names], np.intp)[observer], list(number))
+def frame_of(columns: dict[str, Column]) -> pd.DataFrame:
+    """Columns as a DataFrame."""
+    names: dict[int, pd.Index] = {}  # those of several columns once
+    return pd.DataFrame({name: _series(column, names) for name, column in columns.items()})
 
 
-def _categorical(codes: Array, names: Sequence[str]) -> pd.Categorical:
-    return pd.Categorical.from_codes(codes, pd.Index(list(names), dtype="str"))
+def _series(column: Column, names: dict[int, pd.Index]) -> Any:
+    if isinstance(column, Text):
+        known = names.setdefault(id(column.names), _index(column.names))
+        return pd.Categorical.from_codes(column.codes, known)
+    if isinstance(column, Masked):
+        return pd.arrays.IntegerArray(column.values, column.missing)
+    if isinstance(column, Times):
+        return pd.DatetimeIndex(column.ns.view("datetime64[ns]")).tz_localize("UTC")
+    return column
 
 
-def _ends(rows: Rows, paired: Paired, flow: Indices, connection: Indices, flows: int) -> dict[str, Any]:
-    key, client = paired.tuples.key, paired.client[connection]
-    asked = client >= 0
-    one = np.where(asked, client, paired.server[connection])
-    icmp = np.isin(key["protocol"][one], (PROTOCOL_NUMBERS["icmp"], PROTOCOL_NUMBERS["icmpv6"]))
-    pairs = [np.where(asked, key[a][one], key[b][one]) for a, b in (("src", "dst"), ("dst", "src"))]
-    client_port = np.where(asked, key["src_port"][one], key["dst_port"][one])
-    server_port = np.where(asked | icmp, key["dst_port"][one], key["src_port"][one])
-    texts = _address_texts(pairs, _outer_ends(rows, paired.inward, flow, flows))
-    return {
-        **dict(zip(("client", "server", "outer_client", "outer_server"), texts, strict=True)),
-        "client_port": np.where(icmp, paired.tuples.type[one], client_port).astype(np.uint16),
-        "server_port": server_port.astype(np.uint16),
-        "protocol": _categorical(key["protocol"][one].astype(np.int16), PROTOCOLS).remove_unused_categories(),
-        "tunnel": _categorical(key["tunnel"][one].astype(np.int8), TUNNELS),
-        "vni": key["vni"][one],
-    }
-
-
-def _outer_ends(rows: Rows, inward: npt.NDArray[np.bool_], flow: Indices, flows: int) -> list[Array16]:
-    """The tunnel's ends as its fullest row has them, the client's side first; zero for a flow in no
-    tunnel.
-    """
-    ends = [np.zeros(flows, rows["src"].dtype) for _ in range(2)]
-    inner = np.flatnonzero(rows["tunnel"] > 0)
-    # the last assignment stands: rows of the client's own direction after the others, fuller ones after
-    # emptier ones
-    inner = inner[np.lexsort((rows["packets"][inner], ~inward[inner]))]
-    for end, (there, back) in zip(
-        ends, (("outer_src", "outer_dst"), ("outer_dst", "outer_src")), strict=True
-    ):
-        end[flow[inner]] = np.where(inward[inner], rows[back][inner], rows[there][inner])
-    return ends
-
-
-def _address_texts(ends: Sequence[Array16], outer: Sequence[Array16]) -> list[pd.Categorical]:
-    """Both as text, all with the same categories: empty, then the addresses in numerical order. An outer end
-    of zero is empty.
-    """
-    values = np.concatenate([*ends, *outer])
-    numbers, first = group(pack(values))
-    halves = values[first].view(">u8").reshape(-1, 2)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))
-    code = np.empty(len(order), np.int32)
-    code[order] = np.arange(1, len(order) + 1)
-    names = ["", *(format_address(a.tobytes()) for a in values[first[order]])]
-    codes = np.split(code[numbers], len(ends) + len(outer))
-    for column, none in zip(codes[len(ends) :], (_is_zero(end) for end in outer), strict=True):
-        column[none] = 0
-    return [_categorical(column, names) for column in codes]
-
-
-def _is_zero(addresses: Array16) -> npt.NDArray[np.bool_]:
-    some: npt.NDArray[np.bool_] = addresses.view(np.uint64).reshape(-1, 2).max(axis=1) > 0
-    return ~some
-
-
-def _when(rows: Rows, flow: Indices, flows: int) -> dict[str, pd.DatetimeIndex]:
-    groups = Groups(flow, flows)
-    start = groups.reduce(np.minimum, rows["start"])
-    none = start == NO_TIME
-    times = {"start": start, "end": groups.reduce(np.maximum, rows["end"])}
-    return {
-        name: _datetimes(np.where(none, _NOT_A_TIME, value.astype(np.int64))) for name, value in times.items()
-    }
-
-
-def _datetimes(ns: npt.NDArray[np.int64]) -> pd.DatetimeIndex:
-    return pd.DatetimeIndex(ns.view("datetime64[ns]")).tz_localize("UTC")
-
-
-def _how_much(one_way: OneWay, paired: Paired, flow: Indices, flows: int) -> dict[str, object]:
-    rows, inward = one_way.rows, paired.inward
-    names = [observer.name for observer in one_way.observers]
-    fullest = stand_for(rows, one_way.observers, flow, inward, flows, one_way.coverage)
-    flags = np.zeros(flows * 2, np.uint16)
-    np.bitwise_or.at(flags, flow * 2 + inward, rows["tcp_flags"])
-    return {
-        "source": _named(fullest.observer, names),
-        "witnesses": witnesses(rows, flow, flows, names),
-        "first_frame": fullest.first_frame,
-        "packets_out": fullest.packets[:, 0],
-        "packets_in": fullest.packets[:, 1],
-        "bytes_out": fullest.octets[:, 0],
-        "bytes_in": fullest.octets[:, 1],
-        "tcp_flags_out": flags[0::2],
-        "tcp_flags_in": flags[1::2],
-    }
-
-
-# ---- what nodes know beside packets ----
-
-
-def _known(one_way: OneWay, paired: Paired, connection: Indices, interval: Array) -> dict[str, object]:
-    """Process, pid, pod and drops of each flow; facts are about flows outside of tunnels."""
-    facts, count = one_way.facts, len(connection)
-    owner, codes, texts = np.full(count, -1), np.full(count, -1, np.int32), list[str]()
-    if len(facts):
-        plain = np.flatnonzero(paired.tuples.key["tunnel"][_either(paired)[connection]] == 0)
-        ways = _both_ways(paired, connection[plain])
-        owner[plain] = owner_of(facts, ways[0])
-        nodes = [Observer(observer.source).name for observer in one_way.observers]
-        codes[plain], texts = drops_by_flow(facts, nodes, ways, interval[plain])
-    return _owners(facts, owner) | {"drops": _categorical(codes, texts)}
-
-
-def _owners(facts: Facts, owner: Indices) -> dict[str, object]:
-    """`owner`: index into the facts' owners, -1 for none."""
-    names = {
-        column: _categorical(at(facts.owners[column].astype(np.int64), owner) - 1, facts.names[1:])
-        for column in ("process", "pod")
-    }
-    pid = at(facts.owners["pid"].astype(np.int64), owner)
-    return {
-        **{column: codes.remove_unused_categories() for column, codes in names.items()},
-        "pid": pd.arrays.IntegerArray(pid, pid == 0),
-    }
-
-
-def _either(paired: Paired) -> Indices:
-    return np.where(paired.client >= 0, paired.client, paired.server)
-
-
-_OPPOSITE = {
-    "src": "dst",
-    "dst": "src",
-    "src_port": "dst_port",
-    "dst_port": "src_port",
-    "protocol": "protocol",
-}
-
-
-def _both_ways(paired: Paired, connection: Indices) -> tuple[Rows, Rows]:
-    """The 5-tuples of each connection, shape (n,), dtype TUPLE: the client's direction and the server's. A
-    carrier has no answer of its own.
-    """
-    key = paired.tuples.key
-    one, asked = key[_either(paired)[connection]], paired.client[connection] >= 0
-    same, turned = np.zeros(len(one), TUPLE), np.zeros(len(one), TUPLE)
-    for name, opposite in _OPPOSITE.items():
-        same[name], turned[name] = one[name], one[opposite]
-    _turn_icmp(turned)
-    turned[paired.carrier[connection]] = same[paired.carrier[connection]]
-    return np.where(asked, same, turned), np.where(asked, turned, same)
-
-
-def _turn_icmp(turned: Rows) -> None:
-    """Type and code stay where they are, and a request's type becomes its reply's, or the other way round."""
-    for protocol, replies in REPLIES.items():
-        icmp = turned["protocol"] == protocol
-        kind, code = turned["dst_port"][icmp], turned["src_port"][icmp]
-        other = np.arange(2**16, dtype=np.uint16)
-        for request, reply in replies.items():
-            other[[request, reply]] = reply, request
-        turned["src_port"][icmp], turned["dst_port"][icmp] = other[kind], code
-
-
-def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    """By start, and where that is equal by what tells flows apart."""
-    names = ("server_port", "client_port", "server", "client", "vni", "tunnel", "protocol")
-    codes = [table[n].cat.codes if table[n].dtype == "category" else table[n] for n in names]
-    starts = table["start"].astype("int64")
-    return table.take(np.lexsort((*codes, starts))).reset_index(drop=True)
+def _index(names: Sequence[str] | Addresses) -> pd.Index:
+    return pd.Index(names.names() if isinstance(names, Addresses) else list(names), dtype="str")
 
 
 # ---- back to one-way rows ----
@@ -465,6 +269,6 @@ def _dropped(table: pd.DataFrame, flows: Indices) -> tuple[Indices, list[tuple[s
 def _like(rows: Rows, dtype: np.dtype[np.void]) -> Rows:
     """Records of another dtype with the rows' 5-tuples."""
     records = np.zeros(len(rows), dtype)
-    for name in _OPPOSITE:
+    for name in ("src", "dst", "src_port", "dst_port", "protocol"):
         records[name] = rows[name]
     return records

@@ -11,31 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_hash.h"
 #include "flow.h"
-
-/* ---- hashing ---- */
-
-static inline __u64 load64(const void *from)
-{
-    __u64 value;
-
-    memcpy(&value, from, sizeof(value));
-    return value;
-}
-
-static inline __u64 mix(__u64 a, __u64 b)
-{
-    unsigned __int128 product = (unsigned __int128)a * b;
-
-    return (__u64)product ^ (__u64)(product >> 64);
-}
-
-static inline __u64 hash_words(const __u8 *from, size_t words, __u64 hash)
-{
-    for (size_t i = 0; i < words; i++)
-        hash = mix(hash ^ load64(from + 8 * i), 0x9e3779b97f4a7c15ULL);
-    return hash;
-}
 
 /* ---- the table: rows in order of appearance, and an open-addressed index of them ---- */
 

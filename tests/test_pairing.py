@@ -1,0 +1,186 @@
+"""The native pairing beside the same written once more with NumPy, on rows that no capture would hold. Rule:
+one-way rows in; both must tell the same of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pairing_reference as reference
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analyzer import _pair
+from analyzer.columns import COLUMNS, FlowColumns, Text, parse_address
+from analyzer.facts import DROP, OWNER, Facts
+from analyzer.flows import frame_of, pair
+from analyzer.rows import NO_TIME, ROW, Coverage, Endpoint, Observer, OneWay, Rows, no_rows, sum_rows
+
+ADDRESSES = [
+    parse_address(text) for text in ("10.0.0.1", "10.0.0.2", "10.42.0.9", "255.255.255.255", "::", "fd00::1")
+]
+PORTS = (0, 3, 8, 80, 443, 6443, 8472, 32768)
+NAMED = frozenset({(6, 443), (6, 6443), (17, 8472)})
+OBSERVERS = (
+    Observer("a"),
+    Observer("b", "eth0"),
+    Observer("b", "eth1"),
+    Observer("c;d"),
+    Observer("b0"),
+    Observer("b1"),
+)
+NONE = b"\0" * 16
+
+rows_of = st.fixed_dictionaries(
+    {
+        "src": st.sampled_from(ADDRESSES),
+        "dst": st.sampled_from(ADDRESSES),
+        "src_port": st.sampled_from(PORTS),
+        "dst_port": st.sampled_from(PORTS),
+        "protocol": st.sampled_from((1, 6, 6, 6, 17, 17, 58, 132, 47)),
+        "tunnel": st.sampled_from((0, 0, 0, 1, 2)),
+        "vni": st.sampled_from((0, 0, 7)),
+        "outer_src": st.sampled_from(ADDRESSES[:4]),
+        "outer_dst": st.sampled_from(ADDRESSES[:4]),
+        "interface": st.sampled_from((0, 0, 0, 1, 2, 3, 4, 5)),
+        "direction": st.sampled_from((0, 0, 1, 2)),
+        "interval": st.sampled_from((0, 0, 0, 60, 120)),
+        "packets": st.sampled_from((0, 1, 1, 2, 9)),
+        "bytes": st.sampled_from((0, 40, 1500)),
+        "start": st.sampled_from((int(NO_TIME), 5, 70, 130)),
+        "lasts": st.sampled_from((0, 0, 1, 50)),
+        "first_frame": st.sampled_from((0, 1, 2, 77)),
+        "unreachable": st.sampled_from((0, 0, 0, 1 << 3, 1 << 4, 1 << 20)),
+        "tcp_flags": st.sampled_from((0x02, 0x12, 0x10, 0x04, 0x14, 0x18)),
+        "events": st.sampled_from((0, 0, 1, 2, 4)),
+    }
+)  # fmt: skip
+
+
+def rows_from(drawn: list[dict[str, Any]]) -> Rows:
+    rows = np.zeros(len(drawn), ROW)
+    for row, values in zip(rows, drawn, strict=True):
+        lasts = values.pop("lasts")
+        for name, value in values.items():
+            row[name] = np.void(value) if isinstance(value, bytes) else value
+        if not row["tunnel"]:
+            row["outer_src"] = row["outer_dst"] = np.void(NONE)
+        row["end"] = 0 if row["start"] == NO_TIME else row["start"] + np.uint64(lasts)
+    return sum_rows(rows) if len(rows) else no_rows()
+
+
+tables = st.builds(
+    lambda drawn, quiet: OneWay(rows_from(drawn), OBSERVERS, quiet),
+    st.lists(rows_of, max_size=40),
+    st.sampled_from(((), (Coverage("a", 1, 200), Coverage("b0", 1, 40)))),
+)
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Whatever the order of a categorical's names."""
+    texts = [name for name in table if table[name].dtype == "category"]
+    return table.astype(dict.fromkeys(texts, "object"))
+
+
+def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(plain(one), plain(other))
+
+
+@settings(max_examples=120)
+@given(tables, st.sampled_from((frozenset(), NAMED)), st.booleans())
+def test_it_tells_what_the_reference_tells(
+    one_way: OneWay, named: frozenset[tuple[int, int]], listens: bool
+) -> None:
+    listeners = [Endpoint(ADDRESSES[1], 17, 80), Endpoint(ADDRESSES[0], 6, 3)] if listens else []
+    same(pair(one_way, named, listeners), reference.pair(one_way, named, listeners))
+
+
+@settings(max_examples=30)
+@given(tables)
+def test_what_nodes_know_goes_to_the_same_flows(one_way: OneWay) -> None:
+    facts = known_of(one_way.rows)
+    one_way = OneWay(one_way.rows, OBSERVERS, facts=facts)
+    same(pair(one_way), reference.pair(one_way))
+
+
+def known_of(rows: Rows) -> Facts:
+    """An owner and a drop for every other row."""
+    owners, drops = np.zeros(len(rows[::2]), OWNER), np.zeros(len(rows[1::2]), DROP)
+    for records, of in ((owners, rows[::2]), (drops, rows[1::2])):
+        for name in ("src", "dst", "src_port", "dst_port", "protocol"):
+            records[name] = of[name]
+    owners["pid"], owners["process"], owners["pod"] = (
+        np.arange(len(owners)) % 3,
+        1,
+        np.arange(len(owners)) % 2 * 2,
+    )
+    drops["reason"], drops["packets"] = 3, rows["packets"][1::2]
+    for name in ("interval", "start", "end"):
+        drops[name] = rows[name][1::2]
+    return Facts(("", "curl", "default/web", "NO_SOCKET"), owners, drops)
+
+
+@settings(max_examples=30)
+@given(tables, st.integers(1, 9))
+def test_flows_in_pieces_are_the_flows(one_way: OneWay, size: int) -> None:
+    flows = FlowColumns(one_way, NAMED)
+    pieces = [flows.between(at, at + size, in_order=False) for at in range(0, len(flows), size)]
+    whole = plain(frame_of(flows.between()))
+    if pieces:
+        joined = pd.concat([plain(frame_of(piece)) for piece in pieces], ignore_index=True)
+        pd.testing.assert_frame_equal(joined.astype(whole.dtypes), whole)
+    assert len(whole) == len(flows) == sum(len(piece["vni"]) for piece in pieces)
+
+
+@given(tables, st.randoms())
+@settings(max_examples=30)
+def test_the_order_of_rows_does_not_matter(one_way: OneWay, random: Any) -> None:
+    """But for an ICMP flow of which both ends asked: then who asked is told by what comes last."""
+    rows = one_way.rows[~np.isin(one_way.rows["protocol"], (1, 58))]
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    same(pair(OneWay(rows, OBSERVERS), NAMED), pair(OneWay(rows[order], OBSERVERS), NAMED))
+
+
+def test_texts_are_in_numerical_order_where_asked() -> None:
+    rows = np.zeros(3, ROW)
+    rows["dst"], rows["start"] = np.void(ADDRESSES[0]), 1
+    rows["src"] = np.array([parse_address(t) for t in ("fd00::2", "10.0.0.200", "10.0.0.30")], "V16")
+    column = FlowColumns(OneWay(rows, OBSERVERS)).between()["client"]
+    assert isinstance(column, Text)
+    assert list(frame_of({"client": column})["client"].cat.categories) == [
+        "", "10.0.0.1", "10.0.0.30", "10.0.0.200", "fd00::2"
+    ]  # fmt: skip
+
+
+def test_no_rows_are_no_flows() -> None:
+    table = pair(OneWay())
+    assert list(table) == list(COLUMNS)
+    assert table.empty
+
+
+def bytes_of(rows: Rows) -> memoryview:
+    return np.ascontiguousarray(rows).view(np.uint8).data
+
+
+def test_what_is_no_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="136 bytes"):
+        _pair.Pairing(b"x" * 137, b"", b"", 0)
+    with pytest.raises(ValueError, match="24 bytes"):
+        _pair.Pairing(b"", b"", b"x", 0)
+    pairing = _pair.Pairing(bytes_of(np.zeros(2, ROW)), b"", b"", 0)
+    one = np.zeros(1, np.uint32).data
+    with pytest.raises(ValueError, match="nobody observed"):
+        pairing.columns(0, 1, True)
+    for turn, chain in ((np.array([7], np.uint32).data, one), (one, b"")):
+        with pytest.raises(ValueError, match="not those of the rows"):
+            _pair.Pairing(bytes_of(np.zeros(2, ROW)), b"", b"", 0).observe(turn, chain, one)
+    pairing.observe(one, one, one)
+    for begin, end in ((0, 2), (1, 0)):
+        with pytest.raises(ValueError, match="not there"):
+            pairing.columns(begin, end, True)
+    with pytest.raises(RuntimeError, match="one table"):
+        pairing.__init__(b"", b"", b"", 0)  # type: ignore[misc]
