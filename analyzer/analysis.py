@@ -14,14 +14,14 @@ import pandas as pd
 from analyzer.cards import card
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.findings import find
-from analyzer.flows import PROTOCOL_NUMBERS, pair
+from analyzer.flows import pair
 from analyzer.infer import doubted
 from analyzer.listeners import Listening, remark
 from analyzer.matrices import By, matrix
 from analyzer.pairs import pairs
 from analyzer.report import summary, sums
 from analyzer.rows import Coverage, OneWay
-from analyzer.spec import DEFAULT_SPEC, PORTED, PROTOCOLS, Spec, load_spec
+from analyzer.spec import DEFAULT_SPEC, Spec, load_spec, server_ports
 from analyzer.store import read_inputs
 from analyzer.verdict import judge
 
@@ -32,18 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from analyzer.plots import Measure
-
-
-def server_ports(spec: Spec) -> frozenset[tuple[int, int]]:
-    """(protocol number, port) pairs that the specification names; NodePorts too, though they border on
-    ephemeral ports.
-    """
-    tables = spec.compile()
-    return frozenset(
-        (PROTOCOL_NUMBERS[name], port)
-        for row, name in enumerate(PROTOCOLS[:PORTED])
-        for port in tables.port_class[row].nonzero()[0].tolist()
-    )
 
 
 @dataclass(frozen=True)

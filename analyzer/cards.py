@@ -8,14 +8,16 @@ from the page around it, so that it reads on light and dark alike.
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import pandas as pd
 
 MAX_ROWS = 40
 MAX_CHARACTERS = 160
@@ -51,7 +53,9 @@ def _table(name: str, table: pd.DataFrame) -> Iterator[str]:
     yield f'<div style="margin-top:8px"><code>{_text(name)}</code> {_size(table)}</div>'
     if table.empty:
         return
-    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+    from pandas.api.types import is_numeric_dtype  # noqa: PLC0415  pandas takes long to load
+
+    numeric = [is_numeric_dtype(kind) for kind in table.dtypes]
     yield '<div style="overflow-x:auto"><table style="border-collapse:collapse;margin:2px 0;font-size:90%">'
     yield f"<thead><tr>{''.join(map(_heading, map(str, table.columns), numeric))}</tr></thead><tbody>"
     for row in table.head(MAX_ROWS).itertuples(index=False):
@@ -89,11 +93,17 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    if value is None or value is pd.NaT or value is pd.NA:
+    if value is None or is_missing(value):
         return ""
     text = str(value)
     cut = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
     return escape("".join(sign if sign.isprintable() else _code(ord(sign)) for sign in cut))
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is what pandas puts where there is no value: there is none where pandas was not imported."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and (value is pandas.NaT or value is pandas.NA)
 
 
 def _code(code: int) -> str:

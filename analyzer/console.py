@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    import pandas as pd
 
     from analyzer.capture.offline import Progress
 
@@ -31,6 +31,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
+
+from analyzer.cards import is_missing
 
 #: a look for a word, wherever it stands in a table
 STYLES = {
@@ -61,7 +63,7 @@ def printable(text: str) -> str:
 
 def cell(value: Any) -> str:
     """A value as a table shows it."""
-    if value is None or value is pd.NaT or value is pd.NA:
+    if value is None or is_missing(value):
         return ""
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
@@ -79,7 +81,9 @@ def note(text: str) -> None:
 
 def show(table: pd.DataFrame, title: str = "") -> None:
     """A table on standard output; numbers to the right."""
-    numeric = [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns]
+    from pandas.api.types import is_numeric_dtype  # noqa: PLC0415  pandas takes long to load
+
+    numeric = [is_numeric_dtype(table[name]) for name in table.columns]
     rows = [[cell(value) for value in row] for row in table.itertuples(index=False, name=None)]
     if out().is_terminal:
         _show_rich(table, rows, numeric, title)

@@ -186,8 +186,8 @@ class Screen:
 
     def _counted(self, part: Part) -> tuple[Counter[tuple[str, ...]], Counter[tuple[str, ...]], Counter[str]]:
         """Of one interval: bytes and flows by pair, flows by verdict."""
-        from analyzer.analysis import server_ports  # noqa: PLC0415  pandas, and only where it is shown
         from analyzer.flows import pair  # noqa: PLC0415
+        from analyzer.spec import server_ports  # noqa: PLC0415  pandas, and only where it is shown
         from analyzer.verdict import judge  # noqa: PLC0415
 
         flows, keys, verdicts = (

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from analyzer._yaml import (
     Marked,
@@ -31,11 +30,13 @@ from analyzer._yaml import (
     read_text,
 )
 from analyzer.cards import card
+from analyzer.columns import PROTOCOL_NUMBERS
 from analyzer.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import pandas as pd
     from numpy.typing import NDArray
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp", "icmpv6")
@@ -125,6 +126,8 @@ class Spec:
 
     def to_frame(self) -> pd.DataFrame:
         """One row of text for each rule, for people."""
+        import pandas as pd  # noqa: PLC0415  it takes long to load
+
         columns = ("id", "protocol", "ports", "clients", "servers", "description", "source")
         rows = [{**_written(rule, None), "ports": rule.ports} for rule in self.rules]
         shown = [{c: ", ".join(v) if isinstance(v := row[c], list) else v for c in columns} for row in rows]
@@ -639,3 +642,15 @@ def _next(seen: Counter[str], key: str) -> int:
 def _long_id(name: str, draft: dict[str, Any]) -> str:
     ends = (draft["first_port"], draft["last_port"])
     return "-".join(str(part) for part in (name, draft["protocol"], *dict.fromkeys(ends)) if part != "")
+
+
+def server_ports(spec: Spec) -> frozenset[tuple[int, int]]:
+    """(protocol number, port) pairs that the specification names; NodePorts too, though they border on
+    ephemeral ports.
+    """
+    tables = spec.compile()
+    return frozenset(
+        (PROTOCOL_NUMBERS[name], port)
+        for row, name in enumerate(PROTOCOLS[:PORTED])
+        for port in tables.port_class[row].nonzero()[0].tolist()
+    )

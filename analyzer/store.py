@@ -18,32 +18,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import pandas as pd
-
-from analyzer import flows
 from analyzer.capture.offline import COMPRESSIONS, Progress, read_captures
 from analyzer.errors import CaptureError
-from analyzer.facts import parse_drops
 from analyzer.rows import Coverage, Observer, OneWay, alike, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    import pandas as pd
+
+    from analyzer.columns import FlowColumns
 
 SCHEMA = 1
 METADATA_KEY = b"rke2-flows"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_NUMBERS = {
-    **dict.fromkeys(("client_port", "server_port", "tcp_flags_out", "tcp_flags_in"), "uint16"),
-    **dict.fromkeys(("packets_out", "packets_in", "bytes_out", "bytes_in", "first_frame"), "uint64"),
-    "vni": "uint32",
-}
-_LIVE = ("process", "pid", "pod", "drops")
 _ROWS = "rows"  # what the notes of a part say that it is; those of a flow table say nothing
 _INTERVAL_LIMIT = 2**63  # ns
-_TIMES = ("start", "end")
 #: what a part is called that takes the place of others: from when to when
 COMPACTED = re.compile(r"\d{8}T\d{6}\.\d{3}Z-\d{8}T\d{6}\.\d{3}Z(-\d+)?\.parquet")
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
@@ -283,8 +274,10 @@ def read_flows(path: str | Path) -> OneWay:
             part = _read_part(path)
         if part is not None:
             return part
+    from analyzer.flows import unpair  # noqa: PLC0415  see read_flow_file
+
     file = read_flow_file(path)
-    return flows.unpair(file.table, file.coverage, file.interval)
+    return unpair(file.table, file.coverage, file.interval)
 
 
 def read_rows(path: str | Path) -> OneWay:
@@ -367,44 +360,26 @@ def read_flow_file(path: str | Path) -> FlowFile:
     """A flow table from Parquet, CSV or JSON Lines. Raises CaptureError where it is none, and for a part of a
     live capture, whose rows have no client and server yet.
     """
+    from analyzer import _tables  # noqa: PLC0415  pandas, which captures and parts need not wait for
+
     path = Path(path)
-    reader = FLOW_FILES.get(kind_of(path))
-    if reader is None:
+    kind = kind_of(path)
+    if kind not in FLOW_FILES:
         raise CaptureError(
             "is not a flow file", where=str(path), next_step="give what `rke2-flows flows -o` wrote"
         )
     with _told(path):
-        file = reader(path)
-        _check(file.table)
-    return file
-
-
-def _check(table: pd.DataFrame) -> None:
-    for column in ("client", "server", "outer_client", "outer_server"):
-        for text in table[column].astype(str).unique():
-            _check_address(column, text)
-    for column, known in (("protocol", flows.PROTOCOLS), ("tunnel", flows.TUNNELS)):
-        wrong = set(table[column].astype(str)) - set(known)
-        if wrong:
-            raise ValueError(f"{column} {min(wrong)!r} is not known")
-    for text in table["drops"].dropna().unique():
-        parse_drops(text)
-
-
-def _check_address(column: str, text: str) -> None:
-    if not text and column.startswith("outer"):
-        return
-    try:
-        flows.parse_address(text)
-    except OSError as error:
-        raise ValueError(f"{column} {text!r} is no IP address") from error
+        file = _read_parquet(path) if kind == "parquet" else FlowFile(_tables.READERS[kind](path))
+        table = _tables.typed(file.table)
+        _tables.check(table)
+    return FlowFile(table, file.coverage, file.interval)
 
 
 def _read_parquet(path: Path) -> FlowFile:
     with _opened(path) as (file, notes):
         if notes.get("kind") == _ROWS:
             raise ValueError("it is a part of a live capture; `rke2-flows flows` makes a flow table of parts")
-        return FlowFile(_typed(file.read().to_pandas()), _ledgers(notes), _interval(notes))
+        return FlowFile(file.read().to_pandas(), _ledgers(notes), _interval(notes))
 
 
 def _read_part(path: Path) -> OneWay | None:
@@ -455,50 +430,10 @@ def _ledger(fields: dict[str, str | int]) -> Coverage:
     return Coverage(**fields)  # type: ignore[arg-type]
 
 
-def _read_csv(path: Path) -> FlowFile:
-    table = pd.read_csv(path, dtype="str", keep_default_na=False)
-    texts = [name for name in table.columns if name not in (*_NUMBERS, *_TIMES)]
-    return FlowFile(_typed(table.assign(**{name: table[name].map(_unescape) for name in texts})))
-
-
-def _read_jsonl(path: Path) -> FlowFile:
-    return FlowFile(_typed(pd.read_json(path, lines=True, dtype=False)))
-
-
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.assign(**{name: None for name in _LIVE if name not in table})  # older than live capture
-    missing = [name for name in flows.COLUMNS if name not in table]
-    if missing:
-        raise ValueError(f"it lacks the columns {', '.join(missing)}")
-    numbers = {name: _whole(table[name], dtype) for name, dtype in _NUMBERS.items()}
-    times = {name: _times(table[name]) for name in _TIMES}
-    texts = [name for name in flows.COLUMNS if name not in (*numbers, *times, *_LIVE)]
-    plain = {name: table[name].astype("str").fillna("").astype("category") for name in texts}
-    live = {name: table[name].replace("", None) for name in _LIVE}
-    pid = pd.to_numeric(live.pop("pid").astype("object")).astype("Int64")
-    names = {name: column.astype("category") for name, column in live.items()}
-    return table.assign(**numbers, **times, **plain, **names, pid=pid)
-
-
-def _whole(column: pd.Series, dtype: str) -> pd.Series:
-    numbers = pd.to_numeric(column)
-    if ((numbers < 0) | (numbers > np.iinfo(dtype).max) | (numbers % 1 != 0)).any():
-        raise ValueError(f"{column.name} holds what is no whole number from 0 to {np.iinfo(dtype).max}")
-    return numbers.astype(np.dtype(dtype))
-
-
-def _times(column: pd.Series) -> pd.Series:
-    times = pd.to_datetime(column, utc=True, format="ISO8601").dt.as_unit("ns")
-    if (times < pd.Timestamp(0, tz="UTC")).any():
-        raise ValueError(f"{column.name} holds a time before 1970")
-    return times
-
-
-FLOW_FILES: dict[str, Callable[[Path], FlowFile]] = {
-    "parquet": _read_parquet,
-    "csv": _read_csv,
-    "jsonl": _read_jsonl,
-}
+#: what a flow table is written as
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+#: kinds of files that hold flows or one-way rows
+FLOW_FILES = ("parquet", "csv", "jsonl")
 
 
 # ---- writing tables ----
@@ -511,18 +446,50 @@ def write_flows(
 
     Raises CaptureError for another suffix, or where the place cannot be written.
     """
+    from analyzer import _tables  # noqa: PLC0415  see read_flow_file
+
     if str(path) == "-":
-        _to_csv(table, sys.stdout)
+        _tables.to_csv(table, sys.stdout)
         return
+    suffix = _suffix(path)
+    with replacing(path) as beside:
+        if suffix == ".parquet":
+            _write_parquet(table, beside, _flow_notes(coverage, interval))
+        else:
+            _tables.WRITERS[suffix](table, beside)
+
+
+def write_columns(
+    flows: FlowColumns, path: str | Path, coverage: Sequence[Coverage] = (), interval: int = 0
+) -> None:
+    """Writes a flow table that is not judged, as :func:`write_flows` does; as Parquet it is never there as a
+    whole, and pandas is not needed.
+    """
+    if str(path) == "-" or _suffix(path) != ".parquet":
+        from analyzer.flows import frame_of  # noqa: PLC0415  see read_flow_file
+
+        write_flows(frame_of(flows.between()), path, coverage, interval)
+        return
+    from analyzer import _arrow  # noqa: PLC0415  see _opened
+
+    with replacing(path) as beside:
+        _arrow.write_columns(flows, beside, _flow_notes(coverage, interval))
+
+
+def _suffix(path: str | Path) -> str:
     suffix = Path(path).suffix.lower()
-    if suffix not in WRITERS:
+    if suffix not in SUFFIXES:
         raise CaptureError(
             f"no table format has the suffix {suffix!r}",
             where=str(path),
-            next_step=f"use {', '.join(WRITERS)}",
+            next_step=f"use {', '.join(SUFFIXES)}",
         )
-    with replacing(path) as beside:
-        WRITERS[suffix](table, beside, FlowFile(table, tuple(coverage), interval))
+    return suffix
+
+
+def _flow_notes(coverage: Sequence[Coverage], interval: int) -> dict[bytes, bytes]:
+    notes = {"schema": SCHEMA, "interval": interval, "coverage": [asdict(ledger) for ledger in coverage]}
+    return {METADATA_KEY: json.dumps(notes).encode()}
 
 
 def write_rows(one_way: OneWay, path: str | Path, more: Mapping[str, object] | None = None) -> None:
@@ -601,71 +568,12 @@ def _umask() -> int:
     return mask
 
 
-def _write_parquet(table: pd.DataFrame, path: Path, file: FlowFile) -> None:
-    import pyarrow as pa  # noqa: PLC0415  see _read_parquet
+def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[bytes, bytes]) -> None:
+    import pyarrow as pa  # noqa: PLC0415  see _opened
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    notes = {"schema": SCHEMA, "interval": file.interval, "coverage": [asdict(c) for c in file.coverage]}
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    metadata = {**(arrow.schema.metadata or {}), METADATA_KEY: json.dumps(notes).encode()}
     # counts and times hardly repeat: a dictionary of them costs time and makes the file longer
     named = [column.name for column in arrow.schema if pa.types.is_dictionary(column.type)]
-    pq.write_table(
-        arrow.replace_schema_metadata(metadata), path, compression="zstd", use_dictionary=named or False
-    )
-
-
-def _write_csv(table: pd.DataFrame, path: Path, _: FlowFile) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        _to_csv(table, file)
-
-
-def _to_csv(table: pd.DataFrame, file: TextIO) -> None:
-    texts = _escaped(table)
-    # Python quotes a carriage return only where it is part of the line's end
-    returns = any(
-        column.cat.categories.astype("str").str.contains("\r").any()
-        for column in (table[name] for name in table if table[name].dtype == "category")
-    )
-    texts.to_csv(file, index=False, lineterminator="\r\n" if returns else "\n")
-
-
-def _write_jsonl(table: pd.DataFrame, path: Path, _: FlowFile) -> None:
-    _iso(table).to_json(path, orient="records", lines=True)
-
-
-WRITERS: dict[str, Callable[[pd.DataFrame, Path, FlowFile], None]] = {
-    ".parquet": _write_parquet,
-    ".csv": _write_csv,
-    ".jsonl": _write_jsonl,
-}
-
-
-def _iso(table: pd.DataFrame) -> pd.DataFrame:
-    times = {name: table[name].map(_isoformat, na_action="ignore").astype("object") for name in _TIMES}
-    return table.assign(**times)
-
-
-def _isoformat(time: pd.Timestamp) -> str:
-    return time.isoformat().replace("+00:00", "Z")
-
-
-def _escaped(table: pd.DataFrame) -> pd.DataFrame:
-    """Times as ISO 8601, and an apostrophe before text that a spreadsheet would take for a formula."""
-    table = _iso(table)
-    texts = [name for name in table.columns if table[name].dtype in ("category", "object", "str")]
-    return table.assign(
-        **{
-            name: table[name].astype("str").map(_escape, na_action="ignore")
-            for name in texts
-            if name not in _TIMES
-        }
-    )
-
-
-def _escape(text: str) -> str:
-    return f"'{text}" if text.startswith((*_FORMULA, "'")) else text
-
-
-def _unescape(text: str) -> str:
-    return text[1:] if text.startswith("'") else text
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **metadata})
+    pq.write_table(arrow, path, compression="zstd", use_dictionary=named or False)

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyzer import addresses, overview, shares
-from analyzer.analysis import server_ports
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.errors import CaptureError, LiveError
 from analyzer.overview import Overview, Tally
 from analyzer.rows import Coverage, merge
-from analyzer.spec import DEFAULT_SPEC, Spec, load_spec
+from analyzer.spec import DEFAULT_SPEC, Spec, load_spec, server_ports
 from analyzer.store import write_flows
 from analyzer.verdict import judge
 from analyzer.version import analyzer_version

@@ -22,13 +22,12 @@ from packets import ETHERNET, PACKETS, RST, SYN, TCP, UDP, Packet, ether, ipv4, 
 from test_packet import BPF_PROG_TEST_RUN, BPF_SYSCALL, require_bpf
 
 from analyzer import Cluster, Spec, judge, load_cluster, load_spec, pair
-from analyzer.analysis import server_ports
 from analyzer.capture._judging import judging
 from analyzer.capture._program import ALERT, LEDGER, LINK_NAMES, RAW, Program
 from analyzer.capture.alerts import Alert, Reader
 from analyzer.errors import LiveError
 from analyzer.rows import Coverage, Observer, OneWay, sum_rows
-from analyzer.spec import PROTOCOLS
+from analyzer.spec import PROTOCOLS, server_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

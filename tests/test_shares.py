@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer import load_cluster, load_spec
-from analyzer.analysis import server_ports
 from analyzer.errors import CaptureError
 from analyzer.flows import format_address, pair
 from analyzer.rows import OneWay, merge
 from analyzer.shares import Ends, Outline, Share, deal, gather, merge_outlines, outline, paired
+from analyzer.spec import server_ports
 from analyzer.store import expand, read_inputs
 
 if TYPE_CHECKING:

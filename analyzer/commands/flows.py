@@ -40,10 +40,9 @@ def flows(
     """
     from analyzer import console
     from analyzer.addresses import read_inputs
-    from analyzer.analysis import server_ports
-    from analyzer.flows import pair
-    from analyzer.spec import load_spec
-    from analyzer.store import write_flows
+    from analyzer.columns import FlowColumns
+    from analyzer.spec import load_spec, server_ports
+    from analyzer.store import write_columns
 
     if scheduler:
         _by_workers(captures, output, nanoseconds(interval), spec, scheduler)
@@ -51,14 +50,21 @@ def flows(
     step, ports = nanoseconds(interval), server_ports(load_spec(spec))
     with console.reading(captures) as progress:
         whole = read_inputs(captures, interval=step, progress=progress).settled()
-    table = pair(whole, ports)
+    table = FlowColumns(whole, ports)
     if output:
-        write_flows(table, output, whole.coverage, whole.interval)
+        write_columns(table, output, whole.coverage, whole.interval)
     else:
-        console.show(table[list(_FLOW_VIEW)])
+        _show(table)
     _note_coverage(whole.coverage)
     if output and output != "-":
         console.note(f"wrote {len(table)} flows to {output}")
+
+
+def _show(table: Any) -> None:
+    from analyzer import console
+    from analyzer.flows import frame_of
+
+    console.show(frame_of(table.between())[list(_FLOW_VIEW)])
 
 
 def _by_workers(captures: list[str], folder: str | None, step: int, spec: str, scheduler: str) -> None:

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analyzer.analysis import server_ports
 from analyzer.cluster import load_cluster
 from analyzer.findings import find
 from analyzer.flows import pair
 from analyzer.matrices import matrix
 from analyzer.report import MATRICES
 from analyzer.rows import merge
-from analyzer.spec import load_spec
+from analyzer.spec import load_spec, server_ports
 from analyzer.verdict import judge
 from bench.parts import Shape, block, cluster_yaml, part
 

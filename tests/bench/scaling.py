@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from analyzer import workers
 from analyzer.addresses import find_inputs
-from analyzer.analysis import server_ports
 from analyzer.cluster import load_cluster
 from analyzer.findings import find
 from analyzer.flows import pair
@@ -26,7 +25,7 @@ from analyzer.matrices import matrix
 from analyzer.overview import tally
 from analyzer.report import MATRICES
 from analyzer.rows import ROW, merge
-from analyzer.spec import load_spec
+from analyzer.spec import load_spec, server_ports
 from analyzer.store import read_rows, write_rows
 from analyzer.verdict import judge
 from bench.compare import run_once
