@@ -91,7 +91,9 @@ def sources(found: Sequence[Input]) -> list[Source]:
 
 
 def read(source: Source, interval: int = 0) -> OneWay:
-    """One input as one-way rows. Raises CaptureError with its address where it cannot be read."""
+    """One input as one-way rows, in one thread, since others read other inputs meanwhile. Raises CaptureError
+    with its address where it cannot be read.
+    """
     address = source.input.address
     if not is_address(address) and not os.path.exists(address):
         raise CaptureError(
@@ -101,19 +103,25 @@ def read(source: Source, interval: int = 0) -> OneWay:
         )
     with local_copy(address) as path:
         try:
-            return read_capture(path, source.name, interval) if source.name else tables.read_flows(path)
+            if source.name:
+                return read_capture(path, source.name, interval, threads=1)
+            return tables.read_flows(path)
         except AnalyzerError as error:
             raise type(error)(error.what, where=address, next_step=error.next_step) from error
 
 
 def read_inputs(
-    given: Sequence[str | Path], *, interval: int = 0, progress: Progress = lambda _: None
+    given: Sequence[str | Path],
+    *,
+    interval: int = 0,
+    progress: Progress = lambda _: None,
+    threads: int | None = None,
 ) -> OneWay:
     """As :func:`analyzer.store.read_inputs`, and addresses too."""
     if not any(map(is_address, given)):
-        return tables.read_inputs(given, interval=interval, progress=progress)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return merge(list(threads.map(lambda one: read(one, interval), sources(find_inputs(given)))))
+        return tables.read_inputs(given, interval=interval, progress=progress, threads=threads)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        return merge(list(pool.map(lambda one: read(one, interval), sources(find_inputs(given)))))
 
 
 # ---- stores ----

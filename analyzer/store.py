@@ -64,6 +64,7 @@ def read_inputs(
     since: int = 0,
     until: int = _INTERVAL_LIMIT,
     nodes: Collection[str] = (),
+    threads: int | None = None,
 ) -> OneWay:
     """Captures, flow files, parts of a live capture and folders of them, as one table of one-way rows. ``-``
     is a capture on standard input.
@@ -73,7 +74,7 @@ def read_inputs(
 
     `since`, `until` (ns) and `nodes` choose parts, whole ones, so that rows and ledgers still agree: those in
     which something was recorded from `since` on and before `until`, by these nodes (none: all). Of the others
-    nothing but the notes is read.
+    nothing but the notes is read. `threads`: as :func:`~analyzer.capture.offline.read_captures` has it.
 
     Raises CaptureError where one is missing or is neither, and where a folder holds none; and where parts are
     to be chosen: for an input that is no part, for a node that no part has, and where none is left.
@@ -82,7 +83,7 @@ def read_inputs(
     for _ in range(_LISTINGS):
         files = list(expand(paths))
         try:
-            return _read_files(chosen.of(files), interval, progress)
+            return _read_files(chosen.of(files), interval, progress, threads)
         except CaptureError:
             if not _vanished(files, paths):
                 raise
@@ -145,13 +146,13 @@ def _restless(where: str) -> CaptureError:
     )
 
 
-def _read_files(files: Sequence[Path], interval: int, progress: Progress) -> OneWay:
+def _read_files(files: Sequence[Path], interval: int, progress: Progress, threads: int | None) -> OneWay:
     tables = {path: kind_of(path) in FLOW_FILES for path in files}
     captures = [path for path in files if not tables[path]]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        parts = list(threads.map(read_flows, (path for path in files if tables[path])))
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        parts = list(pool.map(read_flows, (path for path in files if tables[path])))
     if captures:
-        parts.insert(0, read_captures(captures, interval=interval, progress=progress))
+        parts.insert(0, read_captures(captures, interval=interval, progress=progress, threads=threads))
     return merge(alike(parts))
 
 

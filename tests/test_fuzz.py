@@ -160,8 +160,9 @@ def test_reader(tmp_path: Path) -> None:
         (
             "    if (length < 24)\n        return 0;",
             "    if (length < 24)\n        return length;",
-            "depends on",
+            "depends on where",
         ),
+        ("m->order += ORDER_ASIDE;", "", "depends on how many"),
     ],
 )
 def test_reader_with_a_fault(right: str, wrong: str, seen: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "_formats.h"
+#include "_share.h"
 
 struct reader_object {
     PyObject_HEAD struct reader reader;
@@ -126,6 +126,101 @@ static PyObject *reader_consume(PyObject *self, PyObject *buffer)
     ((struct reader_object *)self)->busy = false;
     PyBuffer_Release(&view);
     return r->meter.no_memory ? PyErr_NoMemory() : PyLong_FromSize_t(done);
+}
+
+/* The reader that `object` is, which may not be used elsewhere now; NULL, with an exception set, where it is none. */
+static struct reader *partner(PyObject *self, PyObject *object)
+{
+    if (self == object || !PyObject_TypeCheck(object, Py_TYPE(self))) {
+        PyErr_SetString(PyExc_TypeError, "another reader is needed");
+        return NULL;
+    }
+    if (!is_idle(object))
+        return NULL;
+    if (!reader_of(object)->meter.table.index) {
+        PyErr_SetString(PyExc_RuntimeError, "the reader's rows were taken");
+        return NULL;
+    }
+    return reader_of(object);
+}
+
+static void set_busy(PyObject *self, PyObject *other, bool busy)
+{
+    ((struct reader_object *)self)->busy = busy;
+    ((struct reader_object *)other)->busy = busy;
+}
+
+static PyObject *reader_hand(PyObject *self, PyObject *args)
+{
+    struct reader *first = reader_of(self), *worker;
+    PyObject *object;
+    Py_buffer view;
+    size_t done;
+
+    if (!PyArg_ParseTuple(args, "Oy*", &object, &view))
+        return NULL;
+    worker = is_idle(self) ? partner(self, object) : NULL;
+    if (!worker) {
+        PyBuffer_Release(&view);
+        return NULL;
+    }
+    set_busy(self, object, true);
+    Py_BEGIN_ALLOW_THREADS;
+    done = hand(first, worker, view.buf, (size_t)view.len);
+    Py_END_ALLOW_THREADS;
+    set_busy(self, object, false);
+    PyBuffer_Release(&view);
+    return first->meter.no_memory ? PyErr_NoMemory() : PyLong_FromSize_t(done);
+}
+
+static PyObject *reader_replay(PyObject *self, PyObject *object)
+{
+    struct reader *first = reader_of(self), *worker = is_idle(self) ? partner(self, object) : NULL;
+
+    if (!worker)
+        return NULL;
+    set_busy(self, object, true);
+    Py_BEGIN_ALLOW_THREADS;
+    replay(first, worker);
+    Py_END_ALLOW_THREADS;
+    set_busy(self, object, false);
+    if (first->meter.no_memory)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *reader_join(PyObject *self, PyObject *object)
+{
+    struct reader *workers[WORKERS_MAX];
+    Py_ssize_t count = PySequence_Size(object);
+    int failed;
+
+    if (count < 0 || !is_idle(self))
+        return NULL;
+    if (count > WORKERS_MAX)
+        return PyErr_Format(PyExc_ValueError, "at most %d readers", WORKERS_MAX);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *one = PySequence_GetItem(object, i);
+
+        workers[i] = one ? partner(self, one) : NULL;
+        Py_XDECREF(one); /* the sequence has it */
+        if (!workers[i])
+            return NULL;
+    }
+    failed = join(reader_of(self), workers, (size_t)count);
+    if (failed)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *reader_waiting(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    return is_idle(self) ? PyBool_FromLong(reader_of(self)->meter.aside.length != 0) : NULL;
+}
+
+static PyObject *reader_count(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    return is_idle(self) ? PyLong_FromUnsignedLongLong(reader_of(self)->meter.table.count) : NULL;
 }
 
 /* A buffer of whole records of `size` bytes; the caller releases the view. */
@@ -307,6 +402,13 @@ static PyObject *reader_links(PyObject *self, PyObject *Py_UNUSED(none))
 
 static PyMethodDef reader_methods[] = {
     {"consume", reader_consume, METH_O, "consume(buffer) -> int: bytes of whole records read from its beginning"},
+    {"hand", reader_hand, METH_VARARGS,
+     "hand(worker, buffer) -> int: bytes of whole records; the worker, another reader, is to consume this buffer next"},
+    {"replay", reader_replay, METH_O, "replay(worker) -> None: follows the fragments that the worker has set aside"},
+    {"join", reader_join, METH_O,
+     "join(workers) -> None: from now on as if this reader had read all; ends the workers' reading"},
+    {"waiting", reader_waiting, METH_NOARGS, "waiting() -> bool: whether there are fragments for replay()"},
+    {"count", reader_count, METH_NOARGS, "count() -> int: rows so far"},
     {"select", reader_select, METH_VARARGS,
      "select(keys, limit, also) -> None: instead of counting rows keep the frames of these struct flow_key, at most "
      "`limit` of each key where that is not 0, and those with these uint64 numbers"},

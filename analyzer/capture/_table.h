@@ -26,6 +26,8 @@ struct index_slot {
 struct table {
     struct flow_row *rows;
     struct index_slot *index;
+    __u64 *order; /* of each row: when its first packet came, ascending; NULL where that is not kept */
+    __u64 now;    /* what is kept of the next new row */
     __u64 count, room, mask, seed;
     __u64 limit;      /* of rows */
     __u64 no_room[2]; /* packets that found the table full: of plain rows, and of rows in tunnels */
@@ -47,8 +49,10 @@ static void table_free(struct table *t)
 {
     free(t->rows);
     free(t->index);
+    free(t->order);
     t->rows = NULL;
     t->index = NULL;
+    t->order = NULL;
     t->count = t->room = 0;
 }
 
@@ -76,9 +80,8 @@ static inline bool same_key(const struct flow_row *row, const struct flow_key *k
     return !differ;
 }
 
-static int index_grow(struct table *t)
+static int index_resize(struct table *t, __u64 mask)
 {
-    __u64 mask = t->mask * 2 + 1;
     struct index_slot *index = calloc(mask + 1, sizeof(*index));
 
     if (!index)
@@ -99,16 +102,38 @@ static int index_grow(struct table *t)
     return 0;
 }
 
-static int rows_grow(struct table *t)
+static int rows_resize(struct table *t, __u64 room)
 {
-    __u64 room = t->room + t->room / 2;
     struct flow_row *rows = realloc(t->rows, room * sizeof(*rows));
+    __u64 *order = t->order && rows ? realloc(t->order, room * sizeof(*order)) : t->order;
 
-    if (!rows)
+    if (rows)
+        t->rows = rows;
+    if (order)
+        t->order = order;
+    if (!rows || (t->order && !order))
         return -1;
-    t->rows = rows;
     t->room = room;
     return 0;
+}
+
+/* Room for so many rows at once; -1 when memory is out. */
+static int table_reserve(struct table *t, __u64 rows)
+{
+    __u64 mask = t->mask;
+
+    rows = rows < t->limit ? rows : t->limit;
+    while (rows * 2 > mask)
+        mask = mask * 2 + 1;
+    return (rows > t->room && rows_resize(t, rows)) || (mask > t->mask && index_resize(t, mask)) ? -1 : 0;
+}
+
+/* Rows that are there came before all others; -1 when memory is out. */
+static int table_keep_order(struct table *t)
+{
+    if (!t->order)
+        t->order = calloc(t->room, sizeof(*t->order));
+    return t->order ? 0 : -1;
 }
 
 static inline bool table_is_full(const struct table *t)
@@ -120,8 +145,10 @@ static struct flow_row *row_add(struct table *t, const struct flow_key *key, __u
 {
     struct flow_row *row;
 
-    if (table_is_full(t) || (t->count == t->room && rows_grow(t)))
+    if (table_is_full(t) || (t->count == t->room && rows_resize(t, t->room + t->room / 2)))
         return NULL;
+    if (t->order)
+        t->order[t->count] = t->now;
     row = &t->rows[t->count++];
     row->key = *key;
     row->interval = interval;
@@ -135,7 +162,7 @@ static struct flow_row *table_row(struct table *t, const struct flow_key *key, _
     struct flow_row *row;
     __u64 at;
 
-    if (t->count * 2 > t->mask && !table_is_full(t) && index_grow(t))
+    if (t->count * 2 > t->mask && !table_is_full(t) && index_resize(t, t->mask * 2 + 1))
         return NULL;
     for (at = hash & t->mask; t->index[at].row; at = (at + 1) & t->mask) {
         row = &t->rows[t->index[at].row - 1];
@@ -160,6 +187,7 @@ struct queued {
     struct flow_key key;
     __u64 interval;
     struct flow_counters more;
+    __u64 order; /* of the table's packets; rows that it makes keep it */
     __u32 hash;
 };
 
@@ -193,8 +221,10 @@ static inline void prefetch_row(const struct queued *one, const struct table *t)
 /* -1 when memory is out */
 static inline int count_queued(const struct queued *one, struct table *t)
 {
-    struct flow_row *row = table_row(t, &one->key, one->interval, one->hash);
+    struct flow_row *row;
 
+    t->now = one->order;
+    row = table_row(t, &one->key, one->interval, one->hash);
     if (row)
         count(&row->counters, &one->more);
     else if (table_is_full(t))

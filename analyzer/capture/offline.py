@@ -17,8 +17,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -29,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from analyzer.capture import _reader
+from analyzer.capture import _reader, _together
 from analyzer.errors import CaptureError
 from analyzer.rows import BY_IFINDEX, FRAGMENT, KEY, ROW, Coverage, Observer, OneWay, Rows, merge
 
@@ -132,11 +133,16 @@ UNPACK_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, Ru
 
 @dataclass
 class _Input:
-    """One capture while it is read."""
+    """One capture while it is read. `another`: makes a reader for a thread that takes a share; None where one
+    reader must see all.
+    """
 
     source: str
     reader: _reader.Reader
     drain: Callable[[], None] = _nothing
+    threads: int = 2
+    another: Callable[[], _reader.Reader] | None = None
+    max_rows: int = 0
     rest: int = 0
     damage: str = ""
 
@@ -236,22 +242,27 @@ def read_captures(
     progress: Progress = _no_progress,
     names: Sequence[str] | None = None,
     max_rows: int = MAX_ROWS,
+    threads: int | None = None,
 ) -> OneWay:
     """Reads capture files, several at a time, to one table. ``-`` is standard input.
 
     `interval`: ns; rows are cut at its multiples, 0 for none. `names`: what to call the sources, by default
     :func:`source_names`. `max_rows`: of each source, 0 for no limit; packets of further 5-tuples are counted
-    in the ledger's `overflow` and `inner_overflow`. Formats: pcap (µs, ns, both byte orders, Kuznetzov),
-    pcapng; plain or in gzip, zstd or lz4. Raises CaptureError where a file is missing or is no capture; one
-    that is damaged further on is read up to there, and its ledger says so.
+    in the ledger's `overflow` and `inner_overflow`. `threads`: how many read, by default one for each core;
+    a large file is shared by several. The table is the same, however many there are.
+
+    Formats: pcap (µs, ns, both byte orders, Kuznetzov), pcapng; plain or in gzip, zstd or lz4. Raises
+    CaptureError where a file is missing or is no capture; one that is damaged further on is read up to there,
+    and its ledger says so.
     """
     sources = list(names) if names is not None else source_names(paths)
-    workers = max(1, min(len(sources), os.cpu_count() or 1))
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(read_capture, p, n, interval, progress, max_rows)
-            for p, n in zip(paths, sources, strict=True)
-        ]
+    threads = _threads(threads)
+    at_once = max(1, min(len(sources), threads))
+    each = (interval, progress, max_rows, threads // at_once)
+    if at_once == 1:
+        return merge([read_capture(p, n, *each) for p, n in zip(paths, sources, strict=True)])
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = [pool.submit(read_capture, p, n, *each) for p, n in zip(paths, sources, strict=True)]
         try:
             return merge([job.result() for job in jobs])
         except BaseException:
@@ -275,12 +286,21 @@ def read_capture(
     interval: int = 0,
     progress: Progress = _no_progress,
     max_rows: int = MAX_ROWS,
+    threads: int | None = None,
 ) -> OneWay:
     """Reads one capture file; see :func:`read_captures`."""
-    job = _Input(source or str(path), _reader.Reader(SEED, interval, max_rows))
+    job = _Input(source or str(path), _reader.Reader(SEED, interval, max_rows), threads=_threads(threads))
+    job.another, job.max_rows = partial(_reader.Reader, SEED, interval), max_rows
     with _opened(path) as raw:
         _read(job, raw, progress)
     return _table(job, interval)
+
+
+def _threads(asked: int | None) -> int:
+    """One for each core, where none is asked for."""
+    if asked is not None and asked < 1:
+        raise ValueError(f"{asked} threads cannot read")
+    return asked or os.cpu_count() or 1
 
 
 #: `struct kept` of the reader: time in ns, number in its file from 1, bytes of its block
@@ -380,30 +400,50 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def _read(job: _Input, raw: IO[bytes], progress: Progress) -> None:
-    head = _head(job, raw)
+    head, size = _head(job, raw), _size(raw)
     for magic, _, unpack in COMPRESSIONS:
         if head.startswith(magic):
-            counted = io.BufferedReader(_Counted(raw, head, progress), CHUNK)
-            with _ahead(raw, unpack(counted)) as unpacked:
-                _feed(job, unpacked, b"", _no_progress)
+            unpacked = unpack(io.BufferedReader(_Counted(raw, head, progress), CHUNK))
+            # from a pipe nothing may ever come, and a thread that waits for it could not be ended
+            with _Ahead(unpacked) if size and job.threads > 1 else nullcontext(unpacked) as stream:
+                _feed(job, cast("IO[bytes]", stream), b"", _no_progress)
             return
-    _feed(job, raw, head, progress)
+    _feed(job, raw, _shared(job, raw, head, size, progress), progress)
 
 
-def _ahead(raw: IO[bytes], unpacked: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
-    """From a pipe nothing may ever come, and a thread that waits for it could not be ended."""
+def _size(raw: IO[bytes]) -> int:
+    """Bytes of a regular file; 0 of what is none."""
     try:
-        plain = stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+        found = os.fstat(raw.fileno())
     except OSError:
-        plain = False
-    return cast("AbstractContextManager[IO[bytes]]", _Ahead(unpacked)) if plain else nullcontext(unpacked)
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _shared(job: _Input, raw: IO[bytes], head: bytes, size: int, progress: Progress) -> bytes:
+    """What several threads leave of a file that is worth it: the beginning of what is read next."""
+    threads = min(job.threads, _together.MOST, size // _together.SHARE)
+    if threads < 2 or not job.another:
+        return head
+    start = raw.tell() - len(head)
+    together = _together.Together(job.reader, _together.File(raw.fileno(), start), progress, job.max_rows)
+    try:
+        together.read([job.another() for _ in range(threads)])
+        raw.seek(start + together.handed)
+    except OSError as error:
+        raise _unreadable(job, error) from error
+    return together.rest
+
+
+def _unreadable(job: _Input, error: OSError) -> CaptureError:
+    return CaptureError(f"cannot be read: {error.strerror}", where=job.source)
 
 
 def _feed(job: _Input, stream: IO[bytes], head: bytes, progress: Progress) -> None:
     """Whole records to the reader, from one buffer that fits the cache; it grows for a longer record."""
-    buffer, filled = bytearray(CHUNK), len(head)
+    buffer, filled = bytearray(CHUNK + len(head)), len(head)
     buffer[:filled] = head
-    while count := _fill(job, stream, buffer, filled):
+    while not job.reader.ledger()["fault"] and (count := _fill(job, stream, buffer, filled)):
         progress(count)
         filled += count
         with memoryview(buffer) as view, view[:filled] as whole:
@@ -412,8 +452,6 @@ def _feed(job: _Input, stream: IO[bytes], head: bytes, progress: Progress) -> No
         filled -= used
         if used:  # none yet of a long record: moving it for each piece would take the square of its length
             buffer[:filled] = buffer[used : used + filled]
-        if job.reader.ledger()["fault"]:
-            break
         if filled == len(buffer):
             buffer.extend(bytes(filled))
     job.rest = filled
@@ -429,14 +467,14 @@ def _fill(job: _Input, stream: IO[bytes], buffer: bytearray, filled: int) -> int
         job.damage = f"the compressed stream is damaged: {' '.join(str(error).split())}"
         return 0
     except OSError as error:
-        raise CaptureError(f"cannot be read: {error.strerror}", where=job.source) from error
+        raise _unreadable(job, error) from error
 
 
 def _head(job: _Input, raw: IO[bytes]) -> bytes:
     try:
         return raw.read(4)
     except OSError as error:
-        raise CaptureError(f"cannot be read: {error.strerror}", where=job.source) from error
+        raise _unreadable(job, error) from error
 
 
 def _table(job: _Input, interval: int) -> OneWay:

@@ -20,6 +20,8 @@ from analyzer.commands.options import (
     Output,
     Scheduler,
     SpecName,
+    Threads,
+    refuse_threads,
 )
 from analyzer.commands.output import time_text, window_text, write_text
 from analyzer.errors import CaptureError
@@ -108,6 +110,7 @@ def check(
         str | None, typer.Option(help="Write a SARIF 2.1.0 log here.", show_default=False)
     ] = None,
     scheduler: Scheduler = None,
+    threads: Threads = None,
 ) -> None:
     """Judge the traffic against the port and role table: what is outside of it, what is blocked, what is
     exposed.
@@ -116,11 +119,12 @@ def check(
     silent = "-" in (output, *texts.values())
     analysis: Told
     if scheduler:
+        refuse_threads(threads)
         _refuse(html=html, plots=plots, listeners=listeners)
         analysis = overview_of(inputs, cluster, spec, scheduler, output)
         step, output = 0, None
     else:
-        analysis, step = analysis_of(inputs, cluster, spec, listeners or (), aside=silent)
+        analysis, step = analysis_of(inputs, cluster, spec, listeners or (), aside=silent, threads=threads)
     gate = _gate(analysis, fail_on, baseline, accept)
     if not silent:
         _print_analysis(analysis, gate)

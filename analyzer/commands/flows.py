@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from analyzer.commands.options import Captures, Output, Scheduler, SpecName, nanoseconds
+from analyzer.commands.options import (
+    Captures,
+    Output,
+    Scheduler,
+    SpecName,
+    Threads,
+    nanoseconds,
+    refuse_threads,
+)
 from analyzer.errors import CaptureError
 
 _FLOW_VIEW = ("client", "client_port", "server", "server_port", "protocol", "tunnel", "vni", "start",
@@ -33,6 +41,7 @@ def flows(
     ] = None,
     spec: SpecName = "rke2-canal",
     scheduler: Scheduler = None,
+    threads: Threads = None,
 ) -> None:
     """Captures to a flow table: who talked to whom, on which port, how much, and was it answered.
 
@@ -45,11 +54,12 @@ def flows(
     from analyzer.store import write_columns
 
     if scheduler:
+        refuse_threads(threads)
         _by_workers(captures, output, nanoseconds(interval), spec, scheduler)
         return
     step, ports = nanoseconds(interval), server_ports(load_spec(spec))
     with console.reading(captures) as progress:
-        whole = read_inputs(captures, interval=step, progress=progress).settled()
+        whole = read_inputs(captures, interval=step, progress=progress, threads=threads).settled()
     table = FlowColumns(whole, ports)
     if output:
         write_columns(table, output, whole.coverage, whole.interval)

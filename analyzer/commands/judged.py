@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def analysis_of(
-    inputs: list[str], cluster: str | None, spec: str, listeners: Sequence[str] = (), *, aside: bool = False
+    inputs: list[str],
+    cluster: str | None,
+    spec: str,
+    listeners: Sequence[str] = (),
+    *,
+    aside: bool = False,
+    threads: int | None = None,
 ) -> tuple[Analysis, int]:
     """The inputs judged, and their interval in ns.
 
@@ -33,7 +39,7 @@ def analysis_of(
 
     rules = load_spec(spec)
     nodes = load_cluster(cluster) if cluster else None
-    rows = rows_of(inputs)
+    rows = rows_of(inputs, threads)
     whole = nodes or inferred([rows], aside=aside)
     sockets = [read_listeners(path, nodes=whole.members) for path in listeners]
     analysis = Analysis.of(rows, whole, rules, sockets)
@@ -60,13 +66,13 @@ def overview_of(
     return found
 
 
-def rows_of(inputs: list[str]) -> OneWay:
+def rows_of(inputs: list[str], threads: int | None = None) -> OneWay:
     """What the inputs hold, read with a progress bar."""
     from analyzer import console
     from analyzer.addresses import read_inputs
 
     with console.reading(inputs) as progress:
-        return read_inputs(inputs, progress=progress)
+        return read_inputs(inputs, progress=progress, threads=threads)
 
 
 def inferred(runs: Sequence[OneWay], *, aside: bool) -> Cluster:

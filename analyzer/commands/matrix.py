@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyzer.commands.judged import analysis_of, overview_of
-from analyzer.commands.options import By, Inputs, MaybeClusterFile, Measure, Scheduler, SpecName
+from analyzer.commands.options import (
+    By,
+    Inputs,
+    MaybeClusterFile,
+    Measure,
+    Scheduler,
+    SpecName,
+    Threads,
+    refuse_threads,
+)
 from analyzer.commands.output import window_text
 from analyzer.errors import CaptureError
 
@@ -35,15 +44,17 @@ def matrix(
         Path | None, typer.Option("--output", "-o", help="Draw it: .png, .svg or .pdf.", show_default=False)
     ] = None,
     scheduler: Scheduler = None,
+    threads: Threads = None,
 ) -> None:
     """Who talks to whom: a matrix by role, node or rule, as text or as a picture."""
     from analyzer import console
 
     analysis: Told
     if scheduler:
+        refuse_threads(threads)
         analysis = overview_of(inputs, cluster, spec, scheduler)
     else:
-        analysis, _ = analysis_of(inputs, cluster, spec)
+        analysis, _ = analysis_of(inputs, cluster, spec, threads=threads)
     table = analysis.matrix(by.value)
     if output is None:
         columns = [

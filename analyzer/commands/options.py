@@ -101,6 +101,15 @@ Scheduler = Annotated[
         show_default=False,
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="How many threads read captures; by default one for each core. The result is the same.",
+        show_default=False,
+    ),
+]
 Output = Annotated[
     str | None,
     typer.Option(
@@ -128,6 +137,12 @@ JsonFile = Annotated[
         "--output", "-o", help="Write the JSON here instead of to standard output.", show_default=False
     ),
 ]
+
+
+def refuse_threads(threads: int | None) -> None:
+    """Where workers read, it is they who have the threads."""
+    if threads:
+        raise typer.BadParameter("with --scheduler the workers' threads read: leave one of the two out")
 
 
 def nanoseconds(text: str | None) -> int:

@@ -189,10 +189,37 @@ def read(module: Any, data: bytes, cuts: Sequence[int], seed: int, interval: int
         if not 0 <= used <= end - at:
             raise AssertionError(f"consume() took {used} of {end - at} bytes")
         at += used
+    if reader.ledger()["offset"] != at:
+        raise AssertionError(f"offset is {reader.ledger()['offset']}, {at} bytes were taken")
+    return all_of(reader)
+
+
+def all_of(reader: Any) -> tuple[Any, ...]:
     ledger, fragments, interfaces = reader.ledger(), bytes(reader.fragments()), reader.interfaces()
-    if ledger["offset"] != at:
-        raise AssertionError(f"offset is {ledger['offset']}, {at} bytes were taken")
     return bytes(reader.take_rows()), ledger, fragments, interfaces
+
+
+def shared(
+    module: Any, data: bytes, cuts: Sequence[int], seed: int, interval: int, chance: random.Random
+) -> tuple[Any, ...]:
+    """The same by several readers, who count their pieces in any order."""
+    first = module.Reader(seed, interval)
+    workers = [module.Reader(seed, interval) for _ in range(chance.randint(1, 4))]
+    at, ends = 0, list(cuts)
+    while ends:
+        taken = []
+        for worker in chance.sample(workers, k=min(len(workers), len(ends))):
+            piece = exact(data[at : ends.pop(0)])
+            used = first.hand(worker, piece)
+            taken.append((worker, piece, used))
+            at += used
+        for worker, piece, used in chance.sample(taken, k=len(taken)):
+            if worker.consume(piece) != used:
+                raise AssertionError("a worker did not count all that it was handed")
+        for worker, _, _ in taken:
+            first.replay(worker)
+    first.join(workers)
+    return all_of(first)
 
 
 def check_sums(module: Any, rows: bytes, ledger: dict[str, Any], fragments: bytes) -> None:
@@ -225,6 +252,8 @@ def try_one(module: Any, data: bytes, chance: random.Random) -> int:
     pieces = read(module, data, [*cuts, len(data)], seed, interval)
     if whole != pieces:
         raise AssertionError("the answer depends on where the stream was cut")
+    if whole != shared(module, data, [*cuts, len(data)], seed, interval, chance):
+        raise AssertionError("the answer depends on how many read")
     check_sums(module, *whole[:3])
     return int(whole[1]["frames"])
 
