@@ -15,8 +15,10 @@ from analyzer._pairing import Addresses
 from analyzer.columns import Masked, Text, Times
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from analyzer._grouping import Array
     from analyzer.columns import Column, FlowColumns
 
 #: flows of a row group: what stands in memory twice while a file is written
@@ -49,19 +51,26 @@ def batch_of(columns: dict[str, Column]) -> pa.RecordBatch:
 
 
 def _array(column: Column) -> pa.Array:
+    """Made of buffers: of arrays Arrow asks pandas first, and imports it."""
     if isinstance(column, Text):
-        codes = pa.array(column.codes.astype(np.int32, copy=False), mask=column.codes < 0)
-        return pa.DictionaryArray.from_arrays(codes, _texts(column))
+        codes = _numbers(column.codes.astype(np.int32, copy=False), pa.int32(), column.codes < 0)
+        return pa.DictionaryArray.from_arrays(codes, _texts(column.names))
     if isinstance(column, Masked):
-        return pa.array(column.values, mask=column.missing)
+        return _numbers(column.values, pa.int64(), column.missing)
     if isinstance(column, Times):
-        return pa.array(column.ns.view("datetime64[ns]"), pa.timestamp("ns", "UTC"))
-    return pa.array(column)
+        return _numbers(column.ns, pa.timestamp("ns", "UTC"), column.ns == np.iinfo(np.int64).min)
+    return _numbers(column, pa.type_for_alias(column.dtype.name), np.zeros(0, bool))
 
 
-def _texts(column: Text) -> pa.StringArray:
-    names = column.names
+def _numbers(values: Array, kind: pa.DataType, missing: Array) -> pa.Array:
+    valid = pa.py_buffer(np.packbits(~missing, bitorder="little")) if missing.any() else None
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _texts(names: Sequence[str] | Addresses) -> pa.StringArray:
     if not isinstance(names, Addresses):
-        return pa.array(list(names), pa.string())
+        encoded = [name.encode() for name in names]
+        offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+        names = Addresses(bytearray(b"".join(encoded)), offsets)
     offsets = pa.py_buffer(names.offsets)
     return pa.StringArray.from_buffers(len(names.offsets) - 1, offsets, pa.py_buffer(names.texts))

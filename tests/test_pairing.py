@@ -4,20 +4,24 @@ one-way rows in; both must tell the same of them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pairing_reference as reference
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analyzer import _pair
+from analyzer import _arrow, _pair
 from analyzer.columns import COLUMNS, FlowColumns, Text, parse_address
 from analyzer.facts import DROP, OWNER, Facts
 from analyzer.flows import frame_of, pair
 from analyzer.rows import NO_TIME, ROW, Coverage, Endpoint, Observer, OneWay, Rows, no_rows, sum_rows
+from analyzer.store import read_flow_file, write_columns, write_flows
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ADDRESSES = [
     parse_address(text) for text in ("10.0.0.1", "10.0.0.2", "10.42.0.9", "255.255.255.255", "::", "fd00::1")
@@ -184,3 +188,20 @@ def test_what_is_no_table_is_refused() -> None:
             pairing.columns(begin, end, True)
     with pytest.raises(RuntimeError, match="one table"):
         pairing.__init__(b"", b"", b"", 0)  # type: ignore[misc]
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tables)
+def test_columns_in_a_file_are_the_table_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_way: OneWay
+) -> None:
+    monkeypatch.setattr(_arrow, "ROW_GROUP", 7)
+    one_way = OneWay(one_way.rows, OBSERVERS, one_way.coverage, facts=known_of(one_way.rows))
+    write_columns(FlowColumns(one_way, NAMED), tmp_path / "columns.parquet", one_way.coverage, 60)
+    write_flows(pair(one_way, NAMED), tmp_path / "table.parquet", one_way.coverage, 60)
+    columns, table = (read_flow_file(tmp_path / f"{name}.parquet") for name in ("columns", "table"))
+    pd.testing.assert_frame_equal(columns.table, table.table)
+    assert (columns.coverage, columns.interval) == (table.coverage, table.interval) == (one_way.coverage, 60)
+    types = [dict(pd.read_parquet(tmp_path / f"{name}.parquet").dtypes) for name in ("columns", "table")]
+    assert types[0]["pid"] == types[1]["pid"] == "Int64"
+    assert {str(kind) for kind in types[0].values()} == {str(kind) for kind in types[1].values()}

@@ -15,16 +15,19 @@ from conftest import RECORDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 ROUNDS = 5
 EMPTY = (sys.executable, "-c", "pass")
 PRODUCT = (sys.executable, "-m", "analyzer")
 RECORDING = RECORDED / "baseline"
 CHECK = ("check", *map(str, sorted(RECORDING.glob("*.pcap"))), "--cluster", str(RECORDING / "cluster.yaml"))
+FLOWS = ("flows", str(min(RECORDING.glob("*.pcap"))), "-o", "{folder}/flows.parquet")
 #: what may not be imported by a command that does not use it
 HEAVY = {
     "help": ({"numpy", "pandas", "pyarrow", "matplotlib", "dask", "pyshark", "bcc", "pyroute2"}, ("--help",)),
     "version": ({"numpy", "pandas", "pyarrow", "matplotlib", "dask", "pyshark", "bcc"}, ("--version",)),
+    "flows": ({"pandas", "matplotlib", "dask", "pyshark", "bcc", "pyroute2"}, FLOWS),
     "check": ({"matplotlib", "dask", "distributed", "pyshark", "bcc", "pyroute2"}, CHECK),
 }
 #: how many times `python -c pass` a command may cost: 0.2 s and 1.5 s where that takes 0.025 s
@@ -50,11 +53,11 @@ def test_a_command_costs_at_most_so_many_times_an_empty_program(name: str) -> No
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_heavy_packages_are_imported_where_they_are_used(name: str) -> None:
+def test_heavy_packages_are_imported_where_they_are_used(name: str, tmp_path: Path) -> None:
     unused, words = HEAVY[name]
     program = (
         "import sys, runpy\n"
-        f"sys.argv = ['rke2-flows', *{list(words)!r}]\n"
+        f"sys.argv = ['rke2-flows', *{[word.format(folder=tmp_path) for word in words]!r}]\n"
         "try:\n    runpy.run_module('analyzer', run_name='__main__')\n"
         "except SystemExit as end:\n    assert end.code in (None, 0, 1), end.code\n"
         "print(*sys.modules, sep='\\n', file=sys.stderr)\n"
