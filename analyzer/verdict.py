@@ -87,8 +87,9 @@ def judge(
         "rule": _categorical(rule + 1, ["", *(r.id for r in spec.rules)]),
         "verdict": _categorical(verdict, VERDICTS),
     }
-    known = _known(flows, cluster, client, server, scope) if carriers is None else carriers
-    outcome = _carrier_outcomes(flows, cluster, client, server, scope, known)
+    rows = _carriers(flows, scope)
+    known = _known(flows, cluster, client, server, rows) if carriers is None else carriers
+    outcome = _carrier_outcomes(flows, cluster, client, server, rows, known)
     return flows.assign(**({} if outcome is None else {"outcome": outcome}), **added)
 
 
@@ -212,18 +213,17 @@ def silent_carriers(flows: pd.DataFrame, cluster: Cluster) -> pd.DataFrame:
     one after another, serve for those of the whole.
     """
     client, server = (_Side.of(flows[name], cluster) for name in ("client", "server"))
-    return _known(flows, cluster, client, server, _scopes(flows, client, server))
+    rows = _carriers(flows, _scopes(flows, client, server))
+    return _known(flows, cluster, client, server, rows)
 
 
-def _known(flows: pd.DataFrame, cluster: Cluster, client: _Side, server: _Side, scope: Codes) -> pd.DataFrame:
-    rows = _carriers(flows, scope)
+def _known(flows: pd.DataFrame, cluster: Cluster, client: _Side, server: _Side, rows: Codes) -> pd.DataFrame:
+    ports = flows["server_port"].to_numpy()[rows]
+    ways = pd.unique(_pair_keys(client.member[rows], server.member[rows], ports, len(cluster.members)))
+    ends, port = np.divmod(ways, 65536)
+    one, other = np.divmod(ends, len(cluster.members))
     names = np.array(cluster.members, dtype=object)
-    columns = {
-        "client_node": names[client.member[rows]],
-        "server_node": names[server.member[rows]],
-        "server_port": flows["server_port"].to_numpy()[rows].astype(np.int64),
-    }
-    return pd.DataFrame(columns).drop_duplicates(ignore_index=True)
+    return pd.DataFrame({"client_node": names[one], "server_node": names[other], "server_port": port})
 
 
 def _carriers(flows: pd.DataFrame, scope: Codes) -> npt.NDArray[np.intp]:
@@ -234,27 +234,27 @@ def _carriers(flows: pd.DataFrame, scope: Codes) -> npt.NDArray[np.intp]:
 
 
 def _carrier_outcomes(
-    flows: pd.DataFrame, cluster: Cluster, client: _Side, server: _Side, scope: Codes, known: pd.DataFrame
+    flows: pd.DataFrame, cluster: Cluster, client: _Side, server: _Side, rows: Codes, known: pd.DataFrame
 ) -> pd.Categorical | None:
     """Outcomes where a carrier went unanswered between two addresses, yet not between their nodes; None
-    where there is none.
+    where there is none. `rows`: of carriers.
     """
     codes, names = _coded(flows["outcome"])
     if "unanswered" not in names:
         return None
     names = names if "answered" in names else [*names, "answered"]
-    rows = _carriers(flows, scope)
+    rows = rows[codes[rows] == names.index("unanswered")]
     number = {name: n for n, name in enumerate(cluster.members)}
     one, other = (known[f"{side}_node"].map(number).to_numpy(np.int64) for side in ("server", "client"))
     back = _pair_keys(one, other, known["server_port"].to_numpy(), len(number))
     there = _pair_keys(
         client.member[rows], server.member[rows], flows["server_port"].to_numpy()[rows], len(number)
     )
-    answered = (codes[rows] == names.index("unanswered")) & np.isin(there, back)
-    if not answered.any():
+    answered = rows[pd.Index(there).isin(back)]
+    if not len(answered):
         return None
     codes = codes.copy()
-    codes[rows[answered]] = names.index("answered")
+    codes[answered] = names.index("answered")
     return _categorical(codes, names)
 
 
