@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer.findings import SEVERITIES
+from analyzer.findings import MANY, SEVERITIES
 from analyzer.pairs import COLUMNS as PAIR
-from analyzer.pairs import ICMP, KEY, MANY
+from analyzer.pairs import ICMP, KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -163,8 +163,9 @@ _SCAN_GAP = 5 * 10**9  # ns
 #: a single unanswered packet so short before the capture's end proves nothing: TCP asks again after 1 s (RFC
 #: 6298)
 _GRACE = 10**9  # ns
-#: external clients of one port of one node, above which they are one finding
+#: external clients of one port of one node, above which they are one finding, and what it calls them
 MANY_CLIENTS = 50
+MANY = "(many addresses)"
 
 #: the kernel's name for why it dropped a packet (include/net/dropreason-core.h) → what it means and what to
 #: do; one that is not here is told by its name alone
@@ -201,7 +202,7 @@ DROP_REASONS = {
 _TAKEN = ("TCP_RESET",)  # names of what was taken in and done with: an answer, not a loss
 _MANY_REASONS = 3
 _MANY_OWNERS = 3
-_PLACES = 3
+PLACES = 3
 
 _MORE_SNAPLEN = "Capture with a larger snaplen: 160 bytes hold all headers."
 #: count in the ledger → (severity, what it is, what to do)
@@ -300,14 +301,17 @@ def find(
     spec: Spec,
     coverage: Sequence[Coverage] = (),
     remarks: Sequence[Remark] = (),
+    *,
+    excess: Counter[str] | None = None,
 ) -> pd.DataFrame:
     """Judged flows and the coverage ledger to findings, the gravest first.
 
     `judged`: what :func:`analyzer.verdict.judge` returns; `remarks`: what
-    :func:`analyzer.listeners.remark` returns. Returns a DataFrame with :data:`COLUMNS`; `outcomes` holds
-    dicts, `evidence` lists of dicts with `source` and `first_frame`.
+    :func:`analyzer.listeners.remark` returns. Where `judged` is what :mod:`analyzer.telling` keeps of more
+    flows, `excess` is :func:`one_way_excess` of those. Returns a DataFrame with :data:`COLUMNS`; `outcomes`
+    holds dicts, `evidence` lists of dicts with `source` and `first_frame`.
     """
-    return _table(*_drafts(judged, cluster, spec, coverage, remarks), spec)
+    return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess), spec)
 
 
 def members(
@@ -331,10 +335,12 @@ def _drafts(
     spec: Spec,
     coverage: Sequence[Coverage],
     remarks: Sequence[Remark],
+    excess: Counter[str] | None = None,
 ) -> tuple[FlowColumns, list[_Draft]]:
     flows = FlowColumns(judged)
-    scans, seen = _scans(flows, _relevant(flows))
-    deaf = deaf_sources(judged, {ledger.source for ledger in coverage})
+    scans, seen = _scans(flows, relevant(flows))
+    known = one_way_excess(judged) if excess is None else excess
+    deaf = deaf_sources(known, {ledger.source for ledger in coverage})
     return flows, [
         *scans,
         *_violations(flows, seen),
@@ -408,6 +414,12 @@ class FlowColumns:
         """The rows with the earliest first, those without a time last."""
         start = self.time("start", rows)
         return rows[np.argsort(np.where(start == _NEVER, _LAST, start), kind="stable")]
+
+    def weights(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """How many flows each row stands for: one, but in what :mod:`analyzer.telling` has added up."""
+        if "flows" not in self.judged:
+            return np.ones(len(rows), np.int64)
+        return self.number("flows", rows).astype(np.int64)
 
     def column(self, name: str, rows: Rows) -> _Coded:
         """A column of texts, or ports."""
@@ -498,7 +510,7 @@ _DERIVED: dict[str, Callable[[FlowColumns, Rows], _Coded]] = {
 }
 
 
-def _relevant(flows: FlowColumns) -> Rows:
+def relevant(flows: FlowColumns) -> Rows:
     """The few flows that can be in a finding: all between nodes that failed or are not allowed, and all from
     outside.
     """
@@ -512,19 +524,29 @@ def _relevant(flows: FlowColumns) -> Rows:
 
 def _scans(flows: FlowColumns, rows: Rows) -> tuple[list[_Draft], Rows]:
     """One draft for each scanning client; and the flows that are not part of a scan."""
-    failed = rows[
-        flows.among("outcome", _FAILED, rows)
-        & ~flows.among("server_node", ("",), rows)
-        & flows.among("protocol", ("tcp", "udp"), rows)
-    ]
+    failed = rows[in_vain(flows, rows)]
     if len(failed) < min(SCAN_PORTS, SCAN_NODES):
         return [], rows
-    wide = failed[flows.distinct(failed, ("from", "to"), ("protocol", "port")) >= SCAN_PORTS]
+    wide = failed[on_many_ports(flows, failed)]
     stray = failed[~flows.among("verdict", ("allowed",), failed)]
     broad = stray[flows.distinct(stray, ("from", "protocol", "port"), ("to",)) >= SCAN_NODES]
     scanning = _within(flows, rows, np.isin(rows, wide) | np.isin(rows, broad))
     drafts = [_scan(flows, client, of) for (client,), of in flows.groups(rows[scanning], "from")]
     return drafts, rows[~scanning]
+
+
+def in_vain(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Whether it can be part of a scan: it failed, on a port of a member."""
+    return (
+        flows.among("outcome", _FAILED, rows)
+        & ~flows.among("server_node", ("",), rows)
+        & flows.among("protocol", ("tcp", "udp"), rows)
+    )
+
+
+def on_many_ports(flows: FlowColumns, failed: Rows) -> npt.NDArray[np.bool_]:
+    """Whether its client failed on so many ports of its server that it is a scan."""
+    return flows.distinct(failed, ("from", "to"), ("protocol", "port")) >= SCAN_PORTS
 
 
 def _within(flows: FlowColumns, rows: Rows, failed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -535,7 +557,8 @@ def _within(flows: FlowColumns, rows: Rows, failed: npt.NDArray[np.bool_]) -> np
         return failed
     client, pair = flows.numbers(rows, "from"), flows.numbers(rows, "from", "to")
     tried = np.isin(pair, pair[failed])
-    often, in_all = (np.bincount(client[those], minlength=client.max() + 1) for those in (failed, tried))
+    weights, clients = flows.weights(rows), client.max() + 1
+    often, in_all = (np.bincount(client[those], weights[those], clients) for those in (failed, tried))
     stray, start = failed & ~flows.among("verdict", ("allowed",), rows), flows.time("start", rows)
     timed = stray & (start != _NEVER)
     first, last = (np.full(len(often), bound, np.int64) for bound in (_LAST, _NEVER))
@@ -597,7 +620,7 @@ def _blocked(
     allowed = rows[flows.among("verdict", ("allowed",), rows) & flows.among("outcome", _FAILED, rows)]
     files = {ledger.source for ledger in coverage}
     heard = allowed[~flows.looked_up("source", lambda name: _file_of(name, files) in deaf, allowed)]
-    proven = heard[~_too_late(flows, heard, coverage)]
+    proven = heard[~too_late(flows, heard, coverage)]
 
     @cache
     def node_of(observer: str) -> str:
@@ -606,7 +629,7 @@ def _blocked(
     captured = {node_of(ledger.source) for ledger in coverage}
     for (client, server, protocol, port), of in flows.groups(proven, *_PAIR_AND_PORT):
         severity = _BLOCKED_SEVERITY.get(port, "medium")
-        drops = _drops(flows.column("drops", of), node_of)
+        drops = _drops(flows.column("drops", of), flows.weights(of), node_of)
         watched = {client, server} <= captured
         seen_by = _seen_by(flows.column("witnesses", of), node_of) if watched else set()
         seen_by |= {node for node, _, _ in drops}
@@ -622,21 +645,19 @@ def _blocked(
         yield _Draft("blocked", severity, of, client, server, protocol, port, words)
 
 
-def _drops(texts: _Coded, node_of: Callable[[str], str]) -> list[tuple[str, str, int]]:
+def _drops(
+    texts: _Coded, weights: npt.NDArray[np.int64], node_of: Callable[[str], str]
+) -> list[tuple[str, str, int]]:
     """(node, kernel's reason, packets) of all these flows together, the most first."""
     counts: Counter[tuple[str, str]] = Counter()
-    for text, times in zip(*_counted(texts), strict=True):
+    codes, of = np.unique(texts.codes, return_inverse=True)
+    how_often = np.bincount(of, weights).astype(np.int64)
+    for text, times in zip(texts.names[codes].tolist(), how_often.tolist(), strict=True):
         for observer, reason, packets in parse_drops(text):
             if reason not in _TAKEN:
                 counts[node_of(observer) or observer, reason] += packets * times
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [(node, reason, packets) for (node, reason), packets in ordered]
-
-
-def _counted(texts: _Coded) -> tuple[list[str], list[int]]:
-    """The different texts, and how often each is there."""
-    codes, counts = np.unique(texts.codes, return_counts=True)
-    return texts.names[codes].tolist(), counts.tolist()
 
 
 def _drop_words(drops: Sequence[tuple[str, str, int]]) -> str:
@@ -656,7 +677,7 @@ _LOOPBACK_ADVICE = (
 )
 
 
-def _too_late(flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage]) -> npt.NDArray[np.bool_]:
+def too_late(flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage]) -> npt.NDArray[np.bool_]:
     """Whether a flow is a single packet that had no time to be answered before its capture ended."""
     ends = {ledger.source: int(ledger.end) for ledger in coverage if ledger.end}
     last = flows.looked_up("source", lambda name: ends.get(_file_of(name, ends), _NEVER), rows)
@@ -685,7 +706,8 @@ def _goes_on(rest: str) -> bool:
 
 
 def _seen_by(witnesses: _Coded, node_of: Callable[[str], str]) -> set[str]:
-    return {node_of(name) for text in _counted(witnesses)[0] for name in text.split(";")}
+    texts = witnesses.names[np.unique(witnesses.codes)].tolist()
+    return {node_of(name) for text in texts for name in text.split(";")}
 
 
 def _where_lost(client: str, server: str, left: bool, seen_by: set[str]) -> list[str]:
@@ -710,24 +732,34 @@ _OUTCOME_ADVICE = {
 
 
 def _exposures(flows: FlowColumns, rows: Rows, spec: Spec) -> Iterator[_Draft]:
-    served = rows[
+    for (client, server, protocol, port), of in _from_outside(flows, rows[exposed(flows, rows, spec)]):
+        severity = "info" if port in _NODE_PORTS else _EXPOSURE_SEVERITY.get(port, "high")
+        yield _Draft("exposure", severity, of, client, server, protocol, port)
+
+
+def _from_outside(flows: FlowColumns, rows: Rows) -> Iterator[tuple[tuple[Any, ...], Rows]]:
+    """By pair and port; as one where a port of a server has more than :data:`MANY_CLIENTS`."""
+    many = flows.distinct(rows, _PAIR_AND_PORT[1:], ("from",)) > MANY_CLIENTS
+    for common, of in flows.groups(rows[many], *_PAIR_AND_PORT[1:]):
+        yield (MANY, *common), of
+    yield from flows.groups(rows[~many], *_PAIR_AND_PORT)
+
+
+def answered_outside(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Whether a member answered it to an address that is none."""
+    return (
         flows.among("scope", ("external",), rows)
         & ~flows.among("server_node", ("",), rows)
-        & ~flows.among("rule", ("",), rows)
         & flows.among("outcome", ("answered",), rows)
         & ~_is_tunnel(flows, rows)
-    ]
-    served = served[~_meant_for_outside(flows, served, spec)]
-    many = flows.distinct(served, _PAIR_AND_PORT[1:], ("from",)) > MANY_CLIENTS
-    for (server, protocol, port), of in flows.groups(served[many], *_PAIR_AND_PORT[1:]):
-        yield _exposure(of, "(many addresses)", server, protocol, port)
-    for (client, server, protocol, port), of in flows.groups(served[~many], *_PAIR_AND_PORT):
-        yield _exposure(of, client, server, protocol, port)
+    )
 
 
-def _exposure(of: Rows, client: str, server: str, protocol: str, port: int) -> _Draft:
-    severity = "info" if port in _NODE_PORTS else _EXPOSURE_SEVERITY.get(port, "high")
-    return _Draft("exposure", severity, of, client, server, protocol, port)
+def exposed(flows: FlowColumns, rows: Rows, spec: Spec) -> npt.NDArray[np.bool_]:
+    """Whether it was answered on a port of the table that is not meant for outside."""
+    served = answered_outside(flows, rows) & ~flows.among("rule", ("",), rows)
+    served[served] = ~_meant_for_outside(flows, rows[served], spec)
+    return served
 
 
 def _is_tunnel(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
@@ -747,13 +779,17 @@ def _meant_for_outside(flows: FlowColumns, served: Rows, spec: Spec) -> npt.NDAr
 
 
 def _foreign_tunnels(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:
-    foreign = rows[
+    for (client, server, protocol, port), of in _from_outside(flows, rows[tunnelled(flows, rows)]):
+        yield _Draft("foreign-tunnel", "high", of, client, server, protocol, port)
+
+
+def tunnelled(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Whether an address that is no member sent tunnel traffic to one."""
+    return (
         flows.among("scope", ("external",), rows)
         & ~flows.among("server_node", ("",), rows)
         & _is_tunnel(flows, rows)
-    ]
-    for (client, server, protocol, port), of in flows.groups(foreign, *_PAIR_AND_PORT):
-        yield _Draft("foreign-tunnel", "high", of, client, server, protocol, port)
+    )
 
 
 # ---- listening sockets ----
@@ -799,20 +835,25 @@ def _asked(remarks: Sequence[Remark], flows: FlowColumns) -> dict[tuple[str, str
 # ---- blind spots ----
 
 
-def deaf_sources(judged: pd.DataFrame, files: set[str]) -> set[str]:
-    """Captures most of whose TCP clients acknowledge what is not in them: they hold one direction only."""
+def one_way_excess(judged: pd.DataFrame) -> Counter[str]:
+    """Observer → how many more of its flows of TCP are one-way than not: their clients acknowledge what is
+    not in the capture. Those of parts of a table add up.
+    """
     flows = FlowColumns(judged)
     tcp = np.flatnonzero(flows.among("protocol", ("tcp",)) & flows.among("tunnel", ("",)))
-    one_way = flows.among("outcome", ("one-way",), tcp)
-    if not one_way.any():
-        return set()
     codes, names = flows.column("source", tcp)
-    excess: Counter[str] = Counter()
-    for weight, of in ((2, codes[one_way]), (-1, codes)):
-        counts = np.bincount(of, minlength=len(names))
-        for code in np.flatnonzero(counts).tolist():
-            excess[_file_of(names[code], files)] += weight * int(counts[code])
-    return {name for name, count in excess.items() if count > 0}
+    one_way = flows.among("outcome", ("one-way",), tcp)
+    in_all, those = (np.bincount(of, minlength=len(names)) for of in (codes, codes[one_way]))
+    seen = np.flatnonzero(in_all)
+    return Counter(dict(zip(names[seen].tolist(), (2 * those - in_all)[seen].tolist(), strict=True)))
+
+
+def deaf_sources(excess: Counter[str], files: set[str]) -> set[str]:
+    """Captures most of whose TCP is one-way: they hold one direction only. See :func:`one_way_excess`."""
+    found: Counter[str] = Counter()
+    for observer, count in excess.items():
+        found[_file_of(observer, files)] += count
+    return {name for name, count in found.items() if count > 0}
 
 
 def _file_of(observer: str, files: Collection[str]) -> str:
@@ -924,7 +965,7 @@ def _measured(flows: FlowColumns, drafts: Sequence[_Draft]) -> Iterator[dict[str
     columns = {
         "client_role": [role or "outside" for role in parts.first("client_role")],
         **{name: parts.common(name) for name in ("server_role", "rule", "verdict")},
-        "flows": parts.sizes.tolist(),
+        "flows": np.add.reduceat(flows.weights(parts.rows), parts.begins).tolist(),
         **{what: parts.both_ways(what) for what in ("packets", "bytes")},
         "first_seen": _moments(np.minimum.reduceat(parts.start, parts.begins)),
         "last_seen": _moments(np.maximum.reduceat(flows.time("end", parts.rows), parts.begins)),
@@ -974,7 +1015,8 @@ class _Parts:
 
     def outcomes(self) -> list[dict[str, int]]:
         codes, names = self.flows.column("outcome", self.rows)
-        counts = np.bincount(self.of * len(names) + codes, minlength=len(self.sizes) * len(names))
+        cells, weights = self.of * len(names) + codes, self.flows.weights(self.rows)
+        counts = np.bincount(cells, weights, len(self.sizes) * len(names)).astype(np.int64)
         order = sorted(range(len(names)), key=lambda code: str(names[code]))
         return [
             {names[code]: row[code] for code in order if row[code]}
@@ -983,11 +1025,11 @@ class _Parts:
 
     def evidence(self) -> list[list[dict[str, Any]]]:
         order = np.lexsort((self.start, self.of))
-        early = order[np.arange(len(order)) - self.begins[self.of] < _PLACES]
+        early = order[np.arange(len(order)) - self.begins[self.of] < PLACES]
         frames = self.flows.number("first_frame", self.rows[early]).tolist()
         sources = self.flows.column("source", self.rows[early]).values()
         places = iter([{"source": s, "first_frame": f} for s, f in zip(sources, frames, strict=True)])
-        return [list(islice(places, min(size, _PLACES))) for size in self.sizes.tolist()]
+        return [list(islice(places, min(size, PLACES))) for size in self.sizes.tolist()]
 
     def owners(self) -> list[list[_Owner]]:
         """The different processes of each, with pid and pod; sorted."""

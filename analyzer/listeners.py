@@ -24,7 +24,7 @@ import pandas as pd
 from analyzer._yaml import place_of, quote
 from analyzer.capture import who
 from analyzer.errors import CaptureError, ClusterError
-from analyzer.findings import Remark, capturing_node, deaf_sources, remarked
+from analyzer.findings import Remark, capturing_node, deaf_sources, one_way_excess, remarked
 from analyzer.spec import ROLE_BITS, Rule, Spec, role_mask
 
 if TYPE_CHECKING:
@@ -645,6 +645,6 @@ def _flows_of(rule: Rule, judged: pd.DataFrame) -> int:
 
 def _captured(judged: pd.DataFrame, cluster: Cluster, coverage: Sequence[Coverage]) -> set[str]:
     """Nodes of which a whole capture is there: nothing lost, nothing damaged, both directions."""
-    deaf = deaf_sources(judged, {ledger.source for ledger in coverage})
+    deaf = deaf_sources(one_way_excess(judged), {ledger.source for ledger in coverage})
     whole = [c for c in coverage if c.frames and not (c.lost or c.overflow or c.damage or c.source in deaf)]
     return {name for c in whole if (name := capturing_node(c.source, cluster.members))}

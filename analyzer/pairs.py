@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer.findings import MANY_CLIENTS, SCAN_PORTS
+from analyzer.findings import MANY, MANY_CLIENTS, SCAN_PORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 #: column → what it holds
 COLUMNS = {
@@ -36,7 +36,6 @@ COLUMNS = {
 }
 KEY = ("client", "server", "protocol", "port")
 SCOPES = ("inter-node", "external")
-MANY = "(many addresses)"
 ICMP = ("icmp", "icmpv6")
 """Their `port` is the type, of which 0 is one (echo reply)."""
 EPHEMERAL = 32768
@@ -52,9 +51,21 @@ def pairs(judged: pd.DataFrame) -> pd.DataFrame:
     Returns a DataFrame with :data:`COLUMNS`; `port` int64, counts uint64, the others text; ordered by
     :data:`KEY`, which is unique.
     """
-    counted = _grouped(_keyed(judged))
-    for fold in (_many_ports, _many_clients, _many_servers):
-        counted = fold(counted)
+    return finished(of_part(judged))
+
+
+def of_part(judged: pd.DataFrame) -> pd.DataFrame:
+    """What a part that has all flows of its pairs of nodes adds, in no order; see :func:`joined`."""
+    return _without_crowds(_many_ports(_grouped(_keyed(judged))))
+
+
+def joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """What parts come to; no more than 50 addresses outside are named for one port, in parts or in all."""
+    return _without_crowds(_grouped(pd.concat(list(parts), ignore_index=True)))
+
+
+def finished(counted: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`pairs`."""
     table = counted.sort_values(list(KEY), ignore_index=True)[list(COLUMNS)]
     return table.astype(dict.fromkeys(_SUMS, np.uint64) | {"port": np.int64})
 
@@ -119,23 +130,22 @@ def _grouped(rows: pd.DataFrame) -> pd.DataFrame:
 def _many_ports(table: pd.DataFrame) -> pd.DataFrame:
     """A scan is one row, not a thousand."""
     unnamed = (table["rule"] == "") & ~table["protocol"].isin(ICMP)
-    return _folded(table, "port", unnamed, SCAN_PORTS, 0)
+    return _folded(table, "port", unnamed.astype(int), SCAN_PORTS, 0)
 
 
-def _many_clients(table: pd.DataFrame) -> pd.DataFrame:
-    return _folded(table, "client", table["client_outside"], MANY_CLIENTS, MANY)
-
-
-def _many_servers(table: pd.DataFrame) -> pd.DataFrame:
-    return _folded(table, "server", table["server_outside"], MANY_CLIENTS, MANY)
+def _without_crowds(table: pd.DataFrame) -> pd.DataFrame:
+    for side in ("client", "server"):
+        how_many = table[f"{side}_outside"] * np.where(table[side] == MANY, MANY_CLIENTS + 1, 1)
+        table = _folded(table, side, how_many, MANY_CLIENTS, MANY)
+    return table
 
 
 def _folded(
-    table: pd.DataFrame, column: str, which: pd.Series[bool], limit: int, stands_for_all: object
+    table: pd.DataFrame, column: str, how_many: pd.Series[int], limit: int, stands_for_all: object
 ) -> pd.DataFrame:
-    """Rows that differ in one column of the key alone, as one row where there are more than `limit`."""
+    """Rows that differ in one column of the key alone, as one row where they stand for more than `limit`."""
     if table.empty:
         return table
     rest = [table[name] for name in KEY if name != column]
-    many = which & (which.groupby(rest).transform("sum") > limit)
+    many = (how_many > 0) & (how_many.groupby(rest).transform("sum") > limit)
     return _grouped(table.assign(**{column: table[column].where(~many, stands_for_all)}))

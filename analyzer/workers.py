@@ -2,7 +2,7 @@
 hands what to which; decides nothing about flows, and takes to this process only what was added up.
 
     inputs → read and deal (a task for each group of inputs) → gather (one for each share) → outline, of all
-           → pair, judge, write, tally (one for each share) → one tally
+           → pair, judge, write, tally (one for each share) → one tally → findings
 
 Tasks have no side effect but files that are written whole or not at all under a name of their share: one that
 runs twice, since its worker died, changes nothing.
@@ -83,8 +83,8 @@ def analyze(
     """
     whole = cluster if isinstance(cluster, Cluster) else load_cluster(cluster)
     rules = spec if isinstance(spec, Spec) else load_spec(spec)
-    tally, coverage = _run(inputs, _Plan(whole, rules, interval, _folder(folder)), scheduler, progress)
-    return Overview(tally, whole, rules, coverage)
+    total, coverage = _run(inputs, _Plan(whole, rules, interval, _folder(folder)), scheduler, progress)
+    return Overview(total, whole, rules, coverage)
 
 
 def flows(
@@ -151,7 +151,7 @@ def share_count(size: int, threads: int) -> int:
 
 
 def _graph(sources: Sequence[Source], plan: _Plan, threads: int) -> Any:
-    """The result as a Dask value: (tally or number of flows, ledgers)."""
+    """The result as a Dask value: (total, or number of flows, and ledgers)."""
     from dask import delayed  # noqa: PLC0415  an extra
 
     sizes = [source.input.size for source in sources]
@@ -164,7 +164,7 @@ def _graph(sources: Sequence[Source], plan: _Plan, threads: int) -> Any:
     around = _tree(shares.merge_outlines, outlines)
     judged = [delayed(_judge, pure=False)(i, share, around, known) for i, share in enumerate(gathered)]
     whole = _tree(overview.merge if plan.cluster else sum, judged)
-    return delayed(_pair, pure=False)(whole, delayed(_ledgers, pure=False)(around))
+    return delayed(_total, pure=False)(whole, delayed(_ledgers, pure=False)(around), known)
 
 
 def _tree(add: Callable[[list[Any]], Any], parts: list[Any]) -> Any:
@@ -191,7 +191,9 @@ def _judge(number: int, share: Share, around: Outline, plan: _Plan) -> Tally | i
         table = judge(table, plan.cluster, plan.spec)
     if plan.folder:
         _write(table, share.rows.coverage, around.interval, f"{plan.folder}/flows-{number:05d}.parquet")
-    return overview.tally(table, plan.cluster, plan.spec) if plan.cluster is not None else len(table)
+    if plan.cluster is None:
+        return len(table)
+    return overview.tally(table, plan.cluster, plan.spec, around.coverage)
 
 
 def _write(table: pd.DataFrame, coverage: Sequence[Coverage], interval: int, place: str) -> None:
@@ -209,7 +211,9 @@ def _ledgers(around: Outline) -> tuple[Coverage, ...]:
     return around.coverage
 
 
-def _pair(whole: Any, coverage: tuple[Coverage, ...]) -> tuple[Any, tuple[Coverage, ...]]:
+def _total(whole: Any, coverage: tuple[Coverage, ...], plan: _Plan) -> tuple[Any, tuple[Coverage, ...]]:
+    if plan.cluster is not None:
+        whole = overview.total(whole, plan.cluster, plan.spec, coverage)
     return whole, coverage
 
 

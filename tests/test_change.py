@@ -22,8 +22,8 @@ from runs import AGENT, AGENT_2, CLUSTER, OUTSIDE, SERVER, SERVER_2, SPEC, faile
 from analyzer.analysis import Analysis
 from analyzer.change import FINDINGS, GROWTH, PAIRS, compare, since
 from analyzer.documents import Document
-from analyzer.findings import MANY_CLIENTS, SEVERITIES
-from analyzer.pairs import KEY, MANY
+from analyzer.findings import MANY, MANY_CLIENTS, SEVERITIES
+from analyzer.pairs import KEY
 from analyzer.report import document
 
 Key = tuple[Any, ...]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from runs import AGENT, AGENT_2, CLUSTER, OUTSIDE, SERVER, SPEC, recorded
 
 from analyzer.analysis import Analysis
-from analyzer.findings import MANY_CLIENTS, SCAN_PORTS
-from analyzer.pairs import COLUMNS, KEY, MANY, pairs
+from analyzer.findings import MANY, MANY_CLIENTS, SCAN_PORTS
+from analyzer.pairs import COLUMNS, KEY, pairs
 from analyzer.verdict import judge
 
 if TYPE_CHECKING:

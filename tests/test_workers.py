@@ -195,9 +195,9 @@ def test_a_worker_killed_in_the_middle(tmp_path: Path) -> None:
 # ---- what comes back ----
 
 
-def busy_store(folder: Path, connections: int) -> int:
-    """A store of parts in which nodes talk as the table says, and one of them also as it does not. Returns
-    its bytes.
+def busy_store(folder: Path, connections: int, outside: int = 0) -> int:
+    """A store of parts in which nodes talk as the table says, and one of them also as it does not; or in
+    which so many addresses `outside` ask servers for their kubelets. Returns its bytes.
     """
     nodes = load_cluster(cluster_of(RECORDED / "live")).nodes
     ends = np.array([parse_address(node.addresses[0]) for node in nodes], "V16")
@@ -208,6 +208,11 @@ def busy_store(folder: Path, connections: int) -> int:
     ask["src"], ask["dst"] = ends[random.choice(agent, connections)], ends[random.choice(server, connections)]
     ask["src_port"], ask["dst_port"] = random.integers(32768, 61000, connections), 6443
     ask["dst_port"][:20] = 2379
+    if outside:
+        numbers = np.arange(connections) % outside
+        texts = [f"198.{18 + (n >> 16)}.{n >> 8 & 255}.{n & 255}" for n in numbers.tolist()]
+        ask["src"] = [parse_address(text) for text in texts]
+        ask["dst_port"] = 10250
     for there, back in (("src", "dst"), ("dst", "src"), ("src_port", "dst_port"), ("dst_port", "src_port")):
         reply[there] = ask[back]
     rows["protocol"], rows["packets"], rows["tcp_flags"] = 6, random.integers(1, 500, len(rows)), 0x1B
@@ -215,6 +220,8 @@ def busy_store(folder: Path, connections: int) -> int:
     ask["events"], reply["events"] = 1, 2
     rows["start"] = np.repeat(1_790_000_000 * 10**9 + random.integers(0, 600 * 10**9, connections), 2)
     rows["end"] = rows["start"] + np.uint64(10**9)
+    if outside:  # every third is not answered
+        rows = np.delete(rows, slice(1, None, 6))
     folder.mkdir()
     for number, part in enumerate(np.array_split(rows, 8)):
         ledger = Coverage("n-1", int(part["start"].min()), int(part["end"].max()), int(part["packets"].sum()))
@@ -222,9 +229,14 @@ def busy_store(folder: Path, connections: int) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_what_comes_back_is_small(scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most a hundredth of the store's bytes; the rest stays on the workers."""
-    size = busy_store(tmp_path / "store", 150_000)
+@pytest.mark.parametrize("outside", [0, 100_000])
+def test_what_comes_back_is_small(
+    outside: int, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a hundredth of the store's bytes, also where all comes from outside; the rest stays on the
+    workers.
+    """
+    size = busy_store(tmp_path / "store", 150_000, outside)
     cluster = cluster_of(RECORDED / "live")
     came: list[int] = []
     compute = workers._Cluster.compute
