@@ -217,7 +217,7 @@ def one_way(people: Population) -> list[tuple[int, ...]]:
 @given(
     flows=st.integers(1, 60_000),
     seed=st.integers(0, 2**32),
-    nodes=st.integers(5, 250),
+    nodes=st.integers(6, 250),  # with five, two agents are the clients: too few ports for so many flows
     name=st.sampled_from(sorted(SERVICES)),
 )
 def test_no_two_flows_share_a_tuple(flows: int, seed: int, nodes: int, name: str) -> None:
