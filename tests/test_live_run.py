@@ -17,7 +17,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import live
 import live_latency
@@ -230,6 +230,9 @@ def run(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Run:
     collector.wait_until_captures()
     traces = Traces.of(wire, collector)
     pids: dict[str, int] = {}
+    stream = collector.child.process.stdout
+    assert stream is not None
+    lines: list[str] = []
     with pod_cgroup(folder) as cgroup:
         for name, host, port, group in (
             ("allowed", FAR[4], 10250, ""),
@@ -238,7 +241,8 @@ def run(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Run:
             ("web", FAR[4], 23, cgroup),
         ):
             with connecting(wire.near, name, host, port, group) as pids[name]:
-                pass
+                if name == "web":  # a pod is known while it is there, and an alert may be later than this end
+                    lines += until(stream, "tcp/23:")
     with connecting(wire.far, "inbound", NEAR[4], 2380):
         pass
     offend(wire, 40001)
@@ -253,13 +257,20 @@ def run(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Run:
     offend(wire, 40003)
     time.sleep(0.3)
     collector.child.process.send_signal(signal.SIGTERM)
-    stream = collector.child.process.stdout
-    assert stream is not None
-    lines = stream.read().decode().splitlines()
+    lines += stream.read().decode().splitlines()
     collector.end()
     left = traces.left()
     cluster.write_text(good)
     return Run(folder / "parts", lines, collector.said(), pids, left, cluster, folder / "alerts.pcapng")
+
+
+def until(stream: IO[bytes], text: str) -> list[str]:
+    """The lines up to the one with this text."""
+    lines = [stream.readline().decode()]
+    while text not in lines[-1]:
+        lines.append(stream.readline().decode())
+        assert lines[-1], f"ended without {text}: {lines}"
+    return [line.rstrip("\n") for line in lines]
 
 
 @contextlib.contextmanager
