@@ -213,9 +213,9 @@ static inline void prefetch_row(const struct queued *one, const struct table *t)
     if (!t->index[at].row)
         return;
     row = (const char *)&t->rows[t->index[at].row - 1];
-    __builtin_prefetch(row, 1);
-    __builtin_prefetch(row + 64, 1);
-    __builtin_prefetch(row + 128, 1);
+    __builtin_prefetch(row, 0, 2);
+    __builtin_prefetch(row + 64, 0, 2);
+    __builtin_prefetch(row + 128, 0, 2);
 }
 
 /* -1 when memory is out */
