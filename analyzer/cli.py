@@ -4,6 +4,7 @@ and an exit status; what a command does stands in its file of analyzer/commands.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -65,12 +66,16 @@ def main() -> NoReturn:
     A reader of the output that leaves early (`| head`) ends the process by SIGPIPE, as it ends others: no
     exit status of ours could be told from a finding.
     """
+    # NumPy's linear algebra, of which nothing is used here, would start a thread for each core at its import
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if sys.stderr is None:  # closed from the start: what is said must not go into the data
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process
         os.dup2(sys.stderr.fileno(), 2)
-    sys.exit(_run())
+    status = _run()
+    gc.freeze()  # what is there goes with the process: looking for cycles in it takes as long as an import
+    sys.exit(status)
 
 
 def _run() -> int:

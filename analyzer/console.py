@@ -2,6 +2,7 @@
 
 Data goes to standard output: rich tables on a terminal, plain columns in a pipe. All else goes to standard
 error. What comes from packets and files is printed as text, never as markup or as a control sequence.
+rich is imported where it draws: a table that goes into a file does not wait for it.
 """
 
 from __future__ import annotations
@@ -13,26 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyzer.cards import is_missing
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
+    from rich.console import Console
 
     from analyzer.capture.offline import Progress
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bar
-from rich.table import Table
-from rich.text import Text
-
-from analyzer.cards import is_missing
 
 #: a look for a word, wherever it stands in a table
 STYLES = {
@@ -47,12 +37,16 @@ BAR_FROM = 32 << 20  # bytes of input; less is read before a bar could be seen
 @cache
 def out() -> Console:
     """Standard output."""
+    from rich.console import Console  # noqa: PLC0415  see above
+
     return Console(highlight=False, soft_wrap=True)
 
 
 @cache
 def err() -> Console:
     """Standard error."""
+    from rich.console import Console  # noqa: PLC0415  see above
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -76,7 +70,7 @@ def cell(value: Any) -> str:
 
 def note(text: str) -> None:
     """A line on standard error."""
-    err().print(Text(printable(text)))
+    print(printable(text), file=sys.stderr)
 
 
 def show(table: pd.DataFrame, title: str = "") -> None:
@@ -92,6 +86,9 @@ def show(table: pd.DataFrame, title: str = "") -> None:
 
 
 def _show_rich(table: pd.DataFrame, rows: list[list[str]], numeric: Sequence[bool], title: str) -> None:
+    from rich.table import Table  # noqa: PLC0415  see above
+    from rich.text import Text  # noqa: PLC0415
+
     shown = Table(
         title=Text(title, "bold") if title else None,
         title_justify="left",
@@ -121,6 +118,8 @@ def _show_plain(head: list[str], rows: list[list[str]], numeric: Sequence[bool],
 
 def say(text: str = "", style: str = "") -> None:
     """A line on standard output."""
+    from rich.text import Text  # noqa: PLC0415  see above
+
     out().print(Text(printable(text), style))
 
 
@@ -131,8 +130,11 @@ def reading(paths: Sequence[str | Path]) -> Iterator[Progress]:
     if total < BAR_FROM or not sys.stderr.isatty():
         yield lambda _: None
         return
-    columns = ("reading", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=err(), transient=True) as bar:
+    from rich import progress  # noqa: PLC0415  see above
+
+    columns = (progress.BarColumn(), progress.DownloadColumn(), progress.TransferSpeedColumn())
+    left = progress.TimeRemainingColumn()
+    with progress.Progress("reading", *columns, left, console=err(), transient=True) as bar:
         task = bar.add_task("reading", total=total)
         yield lambda done: bar.advance(task, done)
 
@@ -145,8 +147,10 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda _, __: None
         return
-    columns = (what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=err(), transient=True) as bar:
+    from rich import progress  # noqa: PLC0415  see above
+
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+    with progress.Progress(what, *columns, console=err(), transient=True) as bar:
         task = bar.add_task(what, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 

@@ -199,7 +199,7 @@ def _classify(
     indexes = np.array(own)
     first = np.array([rules[index].first_port for index in own])
     last = np.array([rules[index].last_port for index in own])
-    starts = np.unique(np.concatenate(([0], first, last + 1)))
+    starts = np.array(sorted({0, *first.tolist(), *(last + 1).tolist()}))
     starts = starts[starts < 65536]
     covers = (first <= starts[:, None]) & (starts[:, None] <= last)
     numbers = [classes.setdefault(tuple(indexes[row].tolist()), len(classes)) for row in covers]

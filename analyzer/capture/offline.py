@@ -8,12 +8,10 @@ and the reader runs without the GIL, so that several files are read on several c
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import stat
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +21,16 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
-import lz4.frame
 import numpy as np
-import numpy.typing as npt
-import zstandard
 
 from analyzer.capture import _reader, _together
 from analyzer.errors import CaptureError
 from analyzer.rows import BY_IFINDEX, FRAGMENT, KEY, ROW, Coverage, Observer, OneWay, Rows, merge
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CHUNK = 256 << 10
 #: what is unpacked ahead: as many buffers of so many bytes
@@ -94,6 +92,8 @@ class _Zstd(io.RawIOBase):
     """Unpacks zstd frames. The library takes a cut one for a whole one; here it ends in an EOFError."""
 
     def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard  # noqa: PLC0415  what unpacks is imported where something is packed
+
         self._frames = _ZstdFrames(raw)
         self._unpacked = zstandard.ZstdDecompressor().stream_reader(
             cast("IO[bytes]", self._frames), read_across_frames=True
@@ -114,10 +114,14 @@ def _zstd(raw: IO[bytes]) -> IO[bytes]:
 
 
 def _gzip(raw: IO[bytes]) -> IO[bytes]:
+    import gzip  # noqa: PLC0415  see _Zstd
+
     return gzip.GzipFile(fileobj=raw, mode="rb")  # type: ignore[return-value]
 
 
 def _lz4(raw: IO[bytes]) -> IO[bytes]:
+    import lz4.frame  # noqa: PLC0415  see _Zstd
+
     return lz4.frame.LZ4FrameFile(raw, mode="rb")  # type: ignore[no-any-return]
 
 
@@ -127,8 +131,16 @@ COMPRESSIONS: tuple[tuple[bytes, str, Callable[[IO[bytes]], IO[bytes]]], ...] = 
     (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
     (b"\x04\x22\x4d\x18", "lz4", _lz4),
 )
-#: what the libraries raise when a compressed file is damaged
-UNPACK_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, RuntimeError)
+
+
+def _unpack_errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise when a compressed file is damaged."""
+    import gzip  # noqa: PLC0415  see _Zstd
+    import zlib  # noqa: PLC0415
+
+    import zstandard  # noqa: PLC0415
+
+    return (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, RuntimeError)
 
 
 @dataclass
@@ -463,7 +475,7 @@ def _fill(job: _Input, stream: IO[bytes], buffer: bytearray, filled: int) -> int
     try:
         with memoryview(buffer) as view, view[filled:] as free:
             return readinto(free)
-    except UNPACK_ERRORS as error:
+    except _unpack_errors() as error:
         job.damage = f"the compressed stream is damaged: {' '.join(str(error).split())}"
         return 0
     except OSError as error:
@@ -519,7 +531,10 @@ def _named(table: OneWay, source: str, names: list[str]) -> OneWay:
     whole does.
     """
     numbers = np.concatenate([table.rows["interface"], table.fragments["interface"]])
-    seen, inverse = np.unique(numbers, return_inverse=True)
+    if len(numbers) and numbers.min() == numbers.max():  # as nearly always: there is nothing to sort
+        seen, inverse = numbers[:1], np.zeros(len(numbers), np.intp)
+    else:
+        seen, inverse = np.unique(numbers, return_inverse=True)
     several = len(names) > 1
     labels = [_interface_name(int(n), names) if several or n & BY_IFINDEX else "" for n in seen]
     observers = [Observer(source, label) for label in labels]
