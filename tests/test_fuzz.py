@@ -142,17 +142,17 @@ def run_reader_fuzz(reader: Path, *arguments: str) -> subprocess.CompletedProces
 
 
 def test_reader(tmp_path: Path) -> None:
-    done = run_reader_fuzz(build_reader(tmp_path), "--seed", "1", "--inputs", "4000", "--seconds", "60")
+    done = run_reader_fuzz(build_reader(tmp_path), "--seed", "1", "--inputs", "1500", "--seconds", "60")
     assert done.returncode == 0, done.stderr[-4000:]
     said = dict(word.split("=") for word in done.stdout.split())
-    assert int(said["inputs"]) >= 2000
+    assert int(said["inputs"]) >= 1000
     assert int(said["frames"]) >= 5 * int(said["inputs"]), "so damaged that hardly a frame is left"
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "seen"),
     [
-        ("if (length - r->record_header < captured)\n        return 0;", "", "consume() took"),
+        ("if (length - r->record_header < captured)\n        return 0;", "", "AddressSanitizer"),
         ("if (rest->length - 4 < padded) {", "if (0) {", "AddressSanitizer"),
         ("if (captured > body.length - 20) {", "if (0) {", "AddressSanitizer"),
         ("i->shift = value & 0x7f;", "i->shift = value;", "shift exponent"),
@@ -162,7 +162,7 @@ def test_reader(tmp_path: Path) -> None:
             "    if (length < 24)\n        return length;",
             "depends on where",
         ),
-        ("m->order += ORDER_ASIDE;", "", "depends on how many"),
+        ("while (b->put - b->counted > left)", "while (left > BATCHES)", "depends on how many"),
     ],
 )
 def test_reader_with_a_fault(right: str, wrong: str, seen: str, tmp_path: Path) -> None:

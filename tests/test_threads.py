@@ -1,8 +1,7 @@
 """One capture read by several threads.
 
 Rule: what is expected is what one thread gives, bit for bit: rows and their order, ledger, fragments,
-observers or the error's text. Pieces are made so small that records, datagrams and faults lie across their
-borders.
+observers or the error's text. Batches are made so small that each thread waits for the other all the time.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from frames import (
     carried,
     datagram,
     fragments,
-    option,
     pcap,
     pcapng,
     save,
@@ -39,7 +38,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from analyzer.capture import _together, offline
+from analyzer.capture import _reader, offline
 from analyzer.capture.offline import read_capture, read_captures
 from analyzer.cli import app
 from analyzer.errors import CaptureError
@@ -75,13 +74,13 @@ def seen(read: Callable[[], OneWay]) -> tuple[object, ...]:
     return table.rows.tobytes(), fragments, table.coverage, table.observers
 
 
-def shared(path: Path, threads: int, piece: int, interval: int = 0, max_rows: int = 0) -> tuple[object, ...]:
-    """What so many threads say of a file, each worth it from the first byte on."""
+def shared(path: Path, batch: int, interval: int = 0, max_rows: int = 0) -> tuple[object, ...]:
+    """What several threads say of a file that is worth it from its first byte on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_together, "PIECE", piece)
-        patch.setattr(_together, "ROOM", 40)
-        patch.setattr(_together, "SHARE", 1)
-        return seen(lambda: read_capture(path, "one", interval, max_rows=max_rows, threads=threads))
+        patch.setattr(offline, "BATCH", batch)
+        patch.setattr(offline, "LARGE", 1)
+        patch.setattr(offline, "CHUNK", 5000)
+        return seen(lambda: read_capture(path, "one", interval, max_rows=max_rows, threads=offline.MOST))
 
 
 def alone(path: Path, interval: int = 0, max_rows: int = 0) -> tuple[object, ...]:
@@ -115,29 +114,28 @@ def files(draw: st.DrawFn) -> bytes:
 
 @given(
     files(),
-    st.sampled_from([2, 3, 7]),
-    st.sampled_from([24, 61, 256, 1000, 5000]),
+    st.sampled_from(["plain", *COMPRESSIONS]),
+    st.sampled_from([1, 2, 7, 64, 1024]),
     st.sampled_from([0, NS]),
     st.sampled_from([0, 0, 1, 5, 12]),
 )
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_any_capture(
     tmp_path_factory: pytest.TempPathFactory,
     data: bytes,
-    threads: int,
-    piece: int,
+    packed: str,
+    batch: int,
     interval: int,
     max_rows: int,
 ) -> None:
-    path = save(tmp_path_factory.getbasetemp(), "shared", data)
-    assert shared(path, threads, piece, interval, max_rows) == alone(path, interval, max_rows)
+    path = save(tmp_path_factory.getbasetemp(), "shared", COMPRESSIONS.get(packed, bytes)(data))
+    assert shared(path, batch, interval, max_rows) == alone(path, interval, max_rows)
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in CAPTURES])
 def test_captures_of_others(path: Path) -> None:
-    piece = max(1000, path.stat().st_size // 50)
-    assert shared(path, 3, piece, NS, 20) == alone(path, NS, 20)
-    assert shared(path, 2, piece) == alone(path)
+    assert shared(path, 3, NS, 20) == alone(path, NS, 20)
+    assert shared(path, 1024) == alone(path)
 
 
 def scattered(seed: int, count: int = 1000) -> list[Frame]:
@@ -155,16 +153,16 @@ def scattered(seed: int, count: int = 1000) -> list[Frame]:
         found += [lonely[:18] + struct.pack(">H", 5000 + 4 * n + i) + lonely[20:] for i in range(4)]
     order = sorted(range(len(found)), key=lambda n: n + chance.choice((0, 3, 40, 2000)))
     times = sorted(chance.randrange(200 * NS) for _ in order)
-    return [Frame(found[n], EPOCH + time) for n, time in zip(order, times, strict=True)]
+    return [Frame(found[n], EPOCH + at) for n, at in zip(order, times, strict=True)]
 
 
-@pytest.mark.parametrize(("threads", "piece"), [(2, 700), (3, 5000), (7, 2011)])
+@pytest.mark.parametrize("batch", [1, 100])
 @pytest.mark.parametrize("interval", [0, 10 * NS])
-def test_fragments_across_pieces(threads: int, piece: int, interval: int, tmp_path: Path) -> None:
-    path = save(tmp_path, "fragments", pcap(scattered(threads), "ns"))
+def test_fragments(batch: int, interval: int, tmp_path: Path) -> None:
+    path = save(tmp_path, "fragments", pcap(scattered(batch), "ns"))
     for limit in (0, 40):
         one = alone(path, interval, limit)
-        assert shared(path, threads, piece, interval, limit) == one
+        assert shared(path, batch, interval, limit) == one
         ledger = ledger_of(one)
         assert ledger.fragment > 10
         assert bool(ledger.overflow) == bool(limit)
@@ -174,94 +172,81 @@ def ledger_of(result: tuple[Any, ...]) -> Any:
     return result[2][0]
 
 
-@pytest.mark.parametrize("piece", [100, 7000])
-def test_records_longer_than_a_piece(piece: int, tmp_path: Path) -> None:
-    long = [
-        Frame(frame + bytes(20_000), EPOCH + n)
-        for n, frame in enumerate(talk(("10.0.0.1", 1), ("10.0.0.2", 2)))
-    ]
-    path = save(tmp_path, "long", pcap(long, "ns"))
-    assert shared(path, 3, piece) == alone(path)
-
-
-DROPPED = option("<", 4, struct.pack("<Q", 3)) + option("<", 0, b"")
-#: an enhanced packet block's options are read after its frame is counted
-LATE_FAULT = option("<", 4, bytes(8))[:-8] + b"\0\0\0\0"
-
-
-def block_with(options: bytes, data: bytes) -> bytes:
-    body = struct.pack("<IIIII", 0, 0, 9, len(data), len(data)) + data + bytes(-len(data) % 4) + options
-    size = struct.pack("<I", len(body) + 12)
-    return struct.pack("<I", 6) + size + body + size
-
-
-@pytest.mark.parametrize("piece", [64, 333])
-def test_blocks_with_options(piece: int, tmp_path: Path) -> None:
-    frames = talk(("10.0.0.1", 1), ("10.0.0.2", 2))
-    good = pcapng([], interfaces=(Interface("a"),)) + b"".join(block_with(DROPPED, f) for f in frames)
-    path = save(tmp_path, "options", good + block_with(LATE_FAULT, frames[0]) + good)
-    one = alone(path)
-    assert shared(path, 3, piece) == one
-    ledger = ledger_of(one)
-    assert (ledger.frames, ledger.lost) == (len(frames) + 1, 3 * len(frames))
-    assert "option 4" in ledger.damage
-
-
 # ---- who reads ----
 
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """Several pieces of the size that is used in earnest."""
+    """One that is worth a second thread."""
     frames = timed(talk(("10.10.0.21", 40000), ("10.10.0.11", 6443), 8000))
     path = save(tmp_path, "large", pcap(frames, "ns"))
-    assert path.stat().st_size > 2 * _together.SHARE > 2 * _together.PIECE
+    assert path.stat().st_size > 2 * offline.LARGE
     return path
 
 
-def names_of(read: Callable[[], OneWay], monkeypatch: pytest.MonkeyPatch) -> set[threading.Thread]:
-    """The threads in which something is read."""
-    threads = set()
-    fill, feed = _together.File.fill, offline._fill
-
-    def noting(of: Callable[..., int]) -> Callable[..., int]:
-        def noted(*arguments: Any) -> int:
-            threads.add(threading.current_thread())
-            time.sleep(0.001)
-            return of(*arguments)
-
-        return noted
-
-    monkeypatch.setattr(_together.File, "fill", noting(fill))
-    monkeypatch.setattr(offline, "_fill", noting(feed))
-    read()
-    return threads
+def tasks() -> int:
+    """Threads of this process, Python's or not."""
+    return len(os.listdir("/proc/self/task"))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_as_many_threads_as_asked_for(threads: int, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = names_of(lambda: read_captures([large], threads=threads), monkeypatch)
-    assert len(used) == threads
-    assert threading.current_thread() in used
+def ends_with(count: int) -> bool:
+    """The kernel lists a thread for a moment after it was waited for."""
+    deadline = time.monotonic() + 5
+    while tasks() != count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return tasks() == count
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *paths: Path, threads: int) -> tuple[OneWay, int]:
+    """What is read, and by how many threads beside those that the process has anyway."""
+    most, fill = 0, offline._fill
+
+    def noting(*arguments: Any) -> int:
+        nonlocal most
+        most = max(most, tasks())
+        return fill(*arguments)
+
+    time.sleep(0.05)  # threads of the test before may still be listed
+    before = tasks()
+    with monkeypatch.context() as patch:
+        patch.setattr(offline, "_fill", noting)
+        table = read_captures(paths, threads=threads)
+    assert ends_with(before)
+    return table, most - before + 1
+
+
+@pytest.mark.parametrize(("threads", "plain", "packed"), [(1, 1, 1), (2, 2, 2), (3, 2, 3), (9, 2, 3)])
+def test_as_many_threads_as_asked_for(
+    threads: int, plain: int, packed: int, large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zipped = save(large.parent, "packed", COMPRESSIONS["gzip"](large.read_bytes()))
+    monkeypatch.setattr(offline, "LARGE", zipped.stat().st_size)
+    assert watched(monkeypatch, large, threads=threads)[1] == plain
+    assert watched(monkeypatch, zipped, threads=threads)[1] == packed
+
+
+def test_a_small_file_is_not_worth_a_thread(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = save(large.parent, "small", large.read_bytes()[: offline.LARGE - 1])
+    assert watched(monkeypatch, small, threads=2)[1] == 1
+
+
+def test_what_comes_by_a_pipe_is_counted_beside(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = large.parent / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["sh", "-c", 'cat "$0" > "$1"', large, pipe]):
+        table, used = watched(monkeypatch, pipe, threads=2)
+    assert used == 2
+    assert table.rows.tobytes() == read_capture(large, threads=1).rows.tobytes()
 
 
 @pytest.mark.parametrize("kind", COMPRESSIONS)
 def test_one_thread_is_one(kind: str, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = save(large.parent, "packed", COMPRESSIONS[kind](large.read_bytes()))
+    found, used = watched(monkeypatch, packed, large, threads=1)
+    assert used == 1
     expected = read_captures([packed, large])
-
-    def started(_: threading.Thread) -> None:
-        raise AssertionError("another thread")
-
-    monkeypatch.setattr(threading.Thread, "start", started)
-    found = read_captures([packed, large], threads=1)
     assert found.rows.tobytes() == expected.rows.tobytes()
     assert found.coverage == expected.coverage
-
-
-def test_files_share_the_threads(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = save(large.parent, "small", large.read_bytes()[:100_000])
-    assert len(names_of(lambda: read_captures([small] * 7, threads=3), monkeypatch)) == 3
 
 
 def test_no_threads_are_an_error(large: Path) -> None:
@@ -287,61 +272,36 @@ def test_progress_is_told_of_every_byte(large: Path) -> None:
     assert sum(told) == large.stat().st_size
 
 
-def test_a_disk_that_fails(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preadv = os.preadv
-
-    def failing(descriptor: int, views: list[memoryview], at: int) -> int:
-        if at > 3 * _together.PIECE:
-            raise OSError(5, "Input/output error")
-        return preadv(descriptor, views, at)
-
-    monkeypatch.setattr(os, "preadv", failing)
-    with pytest.raises(CaptureError, match="one: cannot be read: Input/output error"):
-        read_capture(large, "one", threads=2)
+def test_so_many_packets_at_a_time() -> None:
+    for wrong in (0, 1025, 2**32 + 1):
+        with pytest.raises(ValueError, match="from 1 to 1024"):
+            _reader.Reader(1, 0).count_beside(wrong)
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.9])
-def test_a_file_that_becomes_shorter(keep: float, large: Path) -> None:
-    length = int(large.stat().st_size * keep)
-    (ledger,) = read_capture(large, progress=lambda _: os.truncate(large, length), threads=2).coverage
-    cut = read_capture(large, threads=1).coverage[0]
-    assert ledger.frames >= cut.frames > 0  # some pieces may have been read before
-    assert ledger.flow == ledger.frames
-
-
-def test_a_file_that_becomes_longer(large: Path) -> None:
-    """What was added at the end before it was reached is read too."""
+def test_rows_can_be_asked_for_at_any_time(large: Path) -> None:
+    """What is asked is what was read so far, counted or not."""
     data = large.read_bytes()
-    added = data[24 : 24 + (len(data) - 24) // 7]
-    calls: list[int] = []
+    alone, beside = _reader.Reader(1, 0), _reader.Reader(1, 0)
+    beside.count_beside(1024)
+    at = 0
+    for end in (24, 1000, 90_000, len(data)):
+        used = alone.consume(data[at:end])
+        assert beside.consume(data[at:end]) == used
+        assert (alone.count(), alone.ledger()) == (beside.count(), beside.ledger())
+        at += used
+    assert bytes(alone.take_rows()) == bytes(beside.take_rows())
+    with pytest.raises(RuntimeError, match="taken"):
+        beside.consume(b"")
 
-    def progress(length: int) -> None:
-        if not calls:
-            with large.open("ab") as file:
-                file.write(added)
-        calls.append(length)
 
-    found = read_capture(large, "one", progress=progress, threads=2)
-    (again,) = read_capture(large, "one", threads=1).coverage
-    assert found.coverage == (again,)
-
-
-def test_rows_enough_for_one_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every frame a new 5-tuple: before the tables hold more than one may have, one reader goes on."""
-    frames = [
-        Frame(datagram((f"10.{n >> 8}.{n & 255}.1", n), ("10.10.0.11", 53)), EPOCH + n) for n in range(4000)
-    ]
-    path = save(tmp_path, "spoofed", pcap(frames, "ns"))
-    rows: list[int] = []
-
-    def noting(self: Any, worker: Any, piece: int) -> None:
-        settle(self, worker, piece)
-        rows.append(sum(self._rows.values()))
-
-    settle = _together.Together._settle
-    monkeypatch.setattr(_together.Together, "_settle", noting)
-    assert shared(path, 3, 2000, max_rows=1500) == alone(path, max_rows=1500)
-    assert 750 <= max(rows) < 900
+def test_one_that_is_left_ends_its_thread(large: Path) -> None:
+    before = tasks()
+    reader = _reader.Reader(1, 0)
+    reader.count_beside(1)
+    reader.consume(large.read_bytes())
+    assert tasks() == before + 1
+    del reader
+    assert ends_with(before)
 
 
 # ---- the command line ----
@@ -352,8 +312,8 @@ def test_the_option(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RECORDED / "offences"
     words = [command, str(folder)] + ["--cluster", str(folder / "cluster.yaml")] * (command != "flows")
     one = CliRunner().invoke(app, [*words, "--threads", "1"])
-    monkeypatch.setattr(_together, "SHARE", 10_000)
-    monkeypatch.setattr(_together, "PIECE", 10_000)
+    monkeypatch.setattr(offline, "LARGE", 10_000)
+    monkeypatch.setattr(offline, "BATCH", 5)
     many = CliRunner().invoke(app, [*words, "--threads", "12"])
     assert many.stdout == one.stdout
     assert many.exit_code == one.exit_code < 2

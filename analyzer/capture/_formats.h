@@ -40,7 +40,6 @@ struct reader {
     __u64 packet_drops; /* drop counts of packet blocks */
     enum format format;
     bool swapped, nanoseconds;
-    bool walks; /* over frames without looking into them */
     __u32 record_header, link, record_max;
     char fault[200];
 };
@@ -112,10 +111,6 @@ static void read_frame(struct reader *r, const struct frame *f, __u32 interface)
 {
     struct cut *cut = r->meter.cut;
 
-    if (r->walks) {
-        r->meter.ledger.frames++;
-        return;
-    }
     if (cut)
         cut_begin(cut, r->meter.ledger.frames + 1);
     count_frame(&r->meter, f);
@@ -554,7 +549,7 @@ static size_t consume(struct reader *r, const __u8 *p, size_t length)
         __builtin_prefetch(p + done + 4 * used);
         __builtin_prefetch(p + done + 4 * used + 64);
     }
-    if (queue_flush(&r->meter.queue, &r->meter.table))
+    if (queue_rest(&r->meter.queue))
         r->meter.no_memory = true;
     return done;
 }

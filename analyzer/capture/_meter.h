@@ -7,7 +7,7 @@
 #define RKE2_FLOWS_METER_H
 
 #include "_cut.h"
-#include "_table.h"
+#include "_queue.h"
 #include "packet.h"
 
 #define NS              1000000000ULL
@@ -43,46 +43,31 @@ struct ledger {
     __u64 start, end;
 };
 
-/* A fragment whose datagram another reader follows. */
-struct aside {
-    struct packet packet;
-    struct flow_counters more;
-    __u64 order;
-};
-
-#define ORDER_SHIFT 16                  /* a frame's packets are numbered below its own number */
-#define ORDER_ASIDE (2 * FRAGMENT_WAYS) /* rows that one fragment may make: its own, and of what waited */
-
 struct meter {
     struct table table;
     struct queue queue;
     struct fragment_row *fragments;
     struct ledger ledger;
-    struct bytes aside; /* struct aside, where fragments are */
-    __u64 order;        /* of the next packet in a row */
-    __u64 interval;     /* ns, 0 for none */
-    __u64 max_rows;     /* 0 for no limit but the table's */
-    struct cut *cut;    /* where frames are to be found again: then no row is counted */
-    bool sets_aside;
+    __u64 interval;  /* ns, 0 for none */
+    struct cut *cut; /* where frames are to be found again: then no row is counted */
     bool no_memory;
 };
 
 static int meter_init(struct meter *m, __u64 seed, __u64 interval, __u64 max_rows)
 {
     m->interval = interval;
-    m->max_rows = max_rows;
     m->ledger.start = FLOW_NO_TIME;
     m->fragments = calloc(FRAGMENT_SETS * FRAGMENT_WAYS, sizeof(*m->fragments));
+    queue_init(&m->queue, &m->table);
     return table_init(&m->table, seed, max_rows) || !m->fragments ? -1 : 0;
 }
 
 static void meter_free(struct meter *m)
 {
+    queue_free(&m->queue);
     table_free(&m->table);
     free(m->fragments);
     m->fragments = NULL;
-    free(m->aside.at);
-    m->aside = (struct bytes){0};
     cut_free(m->cut);
     m->cut = NULL;
 }
@@ -104,17 +89,17 @@ static __u64 interval_of(const struct meter *m, __u64 time)
 static void count_packet(struct meter *m, const struct flow_key *key, const struct flow_counters *more)
 {
     struct queued *one;
+    int failed;
 
     if (m->cut) {
         cut_take(m->cut, key);
         return;
     }
-    one = &m->queue.at[m->queue.count++];
+    one = queue_add(&m->queue, &failed);
     one->key = *key;
     one->more = *more;
     one->interval = interval_of(m, more->start);
-    one->order = m->order++;
-    if (m->queue.count == QUEUE_LENGTH && queue_flush(&m->queue, &m->table))
+    if (failed)
         m->no_memory = true;
 }
 
@@ -241,19 +226,6 @@ static void resolve_apart(struct meter *m, struct fragment_row *row)
     }
 }
 
-/* False: whether it is counted will be known later. */
-static bool set_aside(struct meter *m, const struct packet *p, const struct flow_counters *more)
-{
-    struct aside *one = bytes_add(&m->aside, sizeof(*one));
-
-    if (one)
-        *one = (struct aside){*p, *more, m->order};
-    else
-        m->no_memory = true;
-    m->order += ORDER_ASIDE;
-    return false;
-}
-
 /* Notes a fragment; says whether it was counted on its flow (or must wait for the first one). */
 static bool count_fragment(struct meter *m, const struct packet *p, const struct flow_counters *more)
 {
@@ -293,7 +265,7 @@ static inline bool count_layer(struct meter *m, const struct frame *f, const str
     struct flow_counters more = counters_of(m, f, p);
 
     if (p->fragment != FRAGMENT_NONE)
-        return m->sets_aside ? set_aside(m, p, &more) : count_fragment(m, p, &more);
+        return count_fragment(m, p, &more);
     count_packet(m, &p->key, &more);
     return true;
 }
@@ -344,7 +316,6 @@ static inline void count_frame(struct meter *m, const struct frame *f)
     int result;
 
     m->ledger.frames++;
-    m->order = m->ledger.frames << ORDER_SHIFT;
     note_time(&m->ledger, f->time);
     result = parse_frame(&c, f->link, &p);
     if (result != PARSED) {

@@ -6,7 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "_share.h"
+#include "_formats.h"
 
 struct reader_object {
     PyObject_HEAD struct reader reader;
@@ -128,99 +128,44 @@ static PyObject *reader_consume(PyObject *self, PyObject *buffer)
     return r->meter.no_memory ? PyErr_NoMemory() : PyLong_FromSize_t(done);
 }
 
-/* The reader that `object` is, which may not be used elsewhere now; NULL, with an exception set, where it is none. */
-static struct reader *partner(PyObject *self, PyObject *object)
+static PyObject *reader_count_beside(PyObject *self, PyObject *length)
 {
-    if (self == object || !PyObject_TypeCheck(object, Py_TYPE(self))) {
-        PyErr_SetString(PyExc_TypeError, "another reader is needed");
-        return NULL;
-    }
-    if (!is_idle(object))
-        return NULL;
-    if (!reader_of(object)->meter.table.index) {
-        PyErr_SetString(PyExc_RuntimeError, "the reader's rows were taken");
-        return NULL;
-    }
-    return reader_of(object);
-}
+    unsigned long packets = PyLong_AsUnsignedLong(length);
 
-static void set_busy(PyObject *self, PyObject *other, bool busy)
-{
-    ((struct reader_object *)self)->busy = busy;
-    ((struct reader_object *)other)->busy = busy;
-}
-
-static PyObject *reader_hand(PyObject *self, PyObject *args)
-{
-    struct reader *first = reader_of(self), *worker;
-    PyObject *object;
-    Py_buffer view;
-    size_t done;
-
-    if (!PyArg_ParseTuple(args, "Oy*", &object, &view))
+    if (PyErr_Occurred() || !is_idle(self))
         return NULL;
-    worker = is_idle(self) ? partner(self, object) : NULL;
-    if (!worker) {
-        PyBuffer_Release(&view);
-        return NULL;
-    }
-    set_busy(self, object, true);
-    Py_BEGIN_ALLOW_THREADS;
-    done = hand(first, worker, view.buf, (size_t)view.len);
-    Py_END_ALLOW_THREADS;
-    set_busy(self, object, false);
-    PyBuffer_Release(&view);
-    return first->meter.no_memory ? PyErr_NoMemory() : PyLong_FromSize_t(done);
-}
-
-static PyObject *reader_replay(PyObject *self, PyObject *object)
-{
-    struct reader *first = reader_of(self), *worker = is_idle(self) ? partner(self, object) : NULL;
-
-    if (!worker)
-        return NULL;
-    set_busy(self, object, true);
-    Py_BEGIN_ALLOW_THREADS;
-    replay(first, worker);
-    Py_END_ALLOW_THREADS;
-    set_busy(self, object, false);
-    if (first->meter.no_memory)
-        return PyErr_NoMemory();
+    if (!packets || packets > BATCH_LENGTH)
+        return PyErr_Format(PyExc_ValueError, "from 1 to %d packets at a time", BATCH_LENGTH);
+    queue_count_beside(&reader_of(self)->meter.queue, (unsigned)packets);
     Py_RETURN_NONE;
 }
 
-static PyObject *reader_join(PyObject *self, PyObject *object)
+/* False, with an exception set, while another thread fills the reader or where memory is out. */
+static bool is_settled(PyObject *self)
 {
-    struct reader *workers[WORKERS_MAX];
-    Py_ssize_t count = PySequence_Size(object);
-    int failed;
+    struct meter *m = &reader_of(self)->meter;
 
-    if (count < 0 || !is_idle(self))
-        return NULL;
-    if (count > WORKERS_MAX)
-        return PyErr_Format(PyExc_ValueError, "at most %d readers", WORKERS_MAX);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *one = PySequence_GetItem(object, i);
-
-        workers[i] = one ? partner(self, one) : NULL;
-        Py_XDECREF(one); /* the sequence has it */
-        if (!workers[i])
-            return NULL;
-    }
-    failed = join(reader_of(self), workers, (size_t)count);
-    if (failed)
-        return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    if (!is_idle(self))
+        return false;
+    ((struct reader_object *)self)->busy = true;
+    Py_BEGIN_ALLOW_THREADS;
+    if (queue_settle(&m->queue))
+        m->no_memory = true;
+    Py_END_ALLOW_THREADS;
+    ((struct reader_object *)self)->busy = false;
+    if (m->no_memory)
+        PyErr_NoMemory();
+    return !m->no_memory;
 }
 
-static PyObject *reader_waiting(PyObject *self, PyObject *Py_UNUSED(none))
+static PyObject *reader_fault(PyObject *self, PyObject *Py_UNUSED(none))
 {
-    return is_idle(self) ? PyBool_FromLong(reader_of(self)->meter.aside.length != 0) : NULL;
+    return is_idle(self) ? PyUnicode_FromString(reader_of(self)->fault) : NULL;
 }
 
 static PyObject *reader_count(PyObject *self, PyObject *Py_UNUSED(none))
 {
-    return is_idle(self) ? PyLong_FromUnsignedLongLong(reader_of(self)->meter.table.count) : NULL;
+    return is_settled(self) ? PyLong_FromUnsignedLongLong(reader_of(self)->meter.table.count) : NULL;
 }
 
 /* A buffer of whole records of `size` bytes; the caller releases the view. */
@@ -306,15 +251,18 @@ static PyObject *reader_late(PyObject *self, PyObject *Py_UNUSED(none))
 static PyObject *reader_take_rows(PyObject *self, PyObject *Py_UNUSED(none))
 {
     struct reader *r = reader_of(self);
-    size_t length = r->meter.table.count * sizeof(struct flow_row);
-    void *rows = r->meter.table.rows;
+    size_t length;
+    void *rows;
 
-    if (!is_idle(self))
+    if (!is_settled(self))
         return NULL;
+    length = r->meter.table.count * sizeof(struct flow_row);
+    rows = r->meter.table.rows;
     if (!rows) {
         PyErr_SetString(PyExc_RuntimeError, "the reader's rows were taken");
         return NULL;
     }
+    queue_free(&r->meter.queue);
     r->meter.table.rows = NULL;
     table_free(&r->meter.table);
     return block_new(rows, length);
@@ -344,7 +292,7 @@ static PyObject *reader_ledger(PyObject *self, PyObject *Py_UNUSED(none))
     const __u64 *no_room = r->meter.table.no_room;
     __u64 dropped = 0;
 
-    if (!is_idle(self))
+    if (!is_settled(self))
         return NULL;
     for (__u64 i = 0; i < r->interface_count; i++)
         dropped += r->interfaces[i].dropped;
@@ -402,12 +350,10 @@ static PyObject *reader_links(PyObject *self, PyObject *Py_UNUSED(none))
 
 static PyMethodDef reader_methods[] = {
     {"consume", reader_consume, METH_O, "consume(buffer) -> int: bytes of whole records read from its beginning"},
-    {"hand", reader_hand, METH_VARARGS,
-     "hand(worker, buffer) -> int: bytes of whole records; the worker, another reader, is to consume this buffer next"},
-    {"replay", reader_replay, METH_O, "replay(worker) -> None: follows the fragments that the worker has set aside"},
-    {"join", reader_join, METH_O,
-     "join(workers) -> None: from now on as if this reader had read all; ends the workers' reading"},
-    {"waiting", reader_waiting, METH_NOARGS, "waiting() -> bool: whether there are fragments for replay()"},
+    {"count_beside", reader_count_beside, METH_O,
+     "count_beside(packets) -> None: from now on a thread beside the caller's counts, so many packets at a time, where "
+     "one is to be had"},
+    {"fault", reader_fault, METH_NOARGS, "fault() -> str: what is wrong with the file; empty so far"},
     {"count", reader_count, METH_NOARGS, "count() -> int: rows so far"},
     {"select", reader_select, METH_VARARGS,
      "select(keys, limit, also) -> None: instead of counting rows keep the frames of these struct flow_key, at most "

@@ -26,8 +26,6 @@ struct index_slot {
 struct table {
     struct flow_row *rows;
     struct index_slot *index;
-    __u64 *order; /* of each row: when its first packet came, ascending; NULL where that is not kept */
-    __u64 now;    /* what is kept of the next new row */
     __u64 count, room, mask, seed;
     __u64 limit;      /* of rows */
     __u64 no_room[2]; /* packets that found the table full: of plain rows, and of rows in tunnels */
@@ -49,10 +47,8 @@ static void table_free(struct table *t)
 {
     free(t->rows);
     free(t->index);
-    free(t->order);
     t->rows = NULL;
     t->index = NULL;
-    t->order = NULL;
     t->count = t->room = 0;
 }
 
@@ -80,8 +76,9 @@ static inline bool same_key(const struct flow_row *row, const struct flow_key *k
     return !differ;
 }
 
-static int index_resize(struct table *t, __u64 mask)
+static int index_grow(struct table *t)
 {
+    __u64 mask = t->mask * 2 + 1;
     struct index_slot *index = calloc(mask + 1, sizeof(*index));
 
     if (!index)
@@ -102,38 +99,16 @@ static int index_resize(struct table *t, __u64 mask)
     return 0;
 }
 
-static int rows_resize(struct table *t, __u64 room)
+static int rows_grow(struct table *t)
 {
+    __u64 room = t->room + t->room / 2;
     struct flow_row *rows = realloc(t->rows, room * sizeof(*rows));
-    __u64 *order = t->order && rows ? realloc(t->order, room * sizeof(*order)) : t->order;
 
-    if (rows)
-        t->rows = rows;
-    if (order)
-        t->order = order;
-    if (!rows || (t->order && !order))
+    if (!rows)
         return -1;
+    t->rows = rows;
     t->room = room;
     return 0;
-}
-
-/* Room for so many rows at once; -1 when memory is out. */
-static int table_reserve(struct table *t, __u64 rows)
-{
-    __u64 mask = t->mask;
-
-    rows = rows < t->limit ? rows : t->limit;
-    while (rows * 2 > mask)
-        mask = mask * 2 + 1;
-    return (rows > t->room && rows_resize(t, rows)) || (mask > t->mask && index_resize(t, mask)) ? -1 : 0;
-}
-
-/* Rows that are there came before all others; -1 when memory is out. */
-static int table_keep_order(struct table *t)
-{
-    if (!t->order)
-        t->order = calloc(t->room, sizeof(*t->order));
-    return t->order ? 0 : -1;
 }
 
 static inline bool table_is_full(const struct table *t)
@@ -145,10 +120,8 @@ static struct flow_row *row_add(struct table *t, const struct flow_key *key, __u
 {
     struct flow_row *row;
 
-    if (table_is_full(t) || (t->count == t->room && rows_resize(t, t->room + t->room / 2)))
+    if (table_is_full(t) || (t->count == t->room && rows_grow(t)))
         return NULL;
-    if (t->order)
-        t->order[t->count] = t->now;
     row = &t->rows[t->count++];
     row->key = *key;
     row->interval = interval;
@@ -162,7 +135,7 @@ static struct flow_row *table_row(struct table *t, const struct flow_key *key, _
     struct flow_row *row;
     __u64 at;
 
-    if (t->count * 2 > t->mask && !table_is_full(t) && index_resize(t, t->mask * 2 + 1))
+    if (t->count * 2 > t->mask && !table_is_full(t) && index_grow(t))
         return NULL;
     for (at = hash & t->mask; t->index[at].row; at = (at + 1) & t->mask) {
         row = &t->rows[t->index[at].row - 1];
@@ -173,82 +146,6 @@ static struct flow_row *table_row(struct table *t, const struct flow_key *key, _
     if (row)
         t->index[at] = (struct index_slot){hash, (__u32)t->count};
     return row;
-}
-
-/*
- * Packets on their way into the table. A table of many flows does not fit the cache, and a packet that waits for its
- * row's memory makes the next one wait too: here a batch asks for memory first and counts later. It asks for the rows
- * of a few packets at a time: for more, the processor would have to wait before it could ask.
- */
-#define QUEUE_LENGTH 32
-#define ROWS_AHEAD   16
-
-struct queued {
-    struct flow_key key;
-    __u64 interval;
-    struct flow_counters more;
-    __u64 order; /* of the table's packets; rows that it makes keep it */
-    __u32 hash;
-};
-
-struct queue {
-    struct queued at[QUEUE_LENGTH];
-    unsigned count;
-};
-
-static inline void prefetch_slot(struct queued *one, const struct table *t)
-{
-    one->hash = key_hash(t, &one->key, one->interval);
-    __builtin_prefetch(&t->index[one->hash & t->mask]);
-}
-
-/* The row is nearly always the first one with the same hash. */
-static inline void prefetch_row(const struct queued *one, const struct table *t)
-{
-    __u64 at = one->hash & t->mask;
-    const char *row;
-
-    while (t->index[at].row && t->index[at].hash != one->hash)
-        at = (at + 1) & t->mask;
-    if (!t->index[at].row)
-        return;
-    row = (const char *)&t->rows[t->index[at].row - 1];
-    __builtin_prefetch(row, 0, 2);
-    __builtin_prefetch(row + 64, 0, 2);
-    __builtin_prefetch(row + 128, 0, 2);
-}
-
-/* -1 when memory is out */
-static inline int count_queued(const struct queued *one, struct table *t)
-{
-    struct flow_row *row;
-
-    t->now = one->order;
-    row = table_row(t, &one->key, one->interval, one->hash);
-    if (row)
-        count(&row->counters, &one->more);
-    else if (table_is_full(t))
-        t->no_room[one->key.tunnel != TUNNEL_NONE] += one->more.packets;
-    else
-        return -1;
-    return 0;
-}
-
-/* Adds the queued packets to their rows, in their order; -1 when memory is out. */
-static int queue_flush(struct queue *q, struct table *t)
-{
-    unsigned i, length = q->count;
-
-    q->count = 0;
-    for (i = 0; i < length; i++)
-        prefetch_slot(&q->at[i], t);
-    for (i = 0; i < length + ROWS_AHEAD; i++) {
-        if (i < length)
-            prefetch_row(&q->at[i], t);
-        if (i >= ROWS_AHEAD && count_queued(&q->at[i - ROWS_AHEAD], t))
-            return -1;
-    }
-    return 0;
 }
 
 #endif

@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -25,7 +24,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
-from analyzer.capture import _reader, _together
+from analyzer.capture import _reader
 from analyzer.errors import CaptureError
 from analyzer.rows import BY_IFINDEX, FRAGMENT, KEY, ROW, Coverage, Observer, OneWay, Rows, merge
 
@@ -35,6 +34,10 @@ if TYPE_CHECKING:
 CHUNK = 256 << 10
 #: what is unpacked ahead: as many buffers of so many bytes
 PIECES, PIECE = 8, CHUNK // 2
+#: bytes of a file for which a second thread is worth it; of packets that it is handed at a time
+LARGE, BATCH = 4 << 20, 1024
+#: threads of one source at most: one unpacks, one parses, one counts
+MOST = 3
 #: rows of one source; about 2.6 GB where they are all there
 MAX_ROWS = 1 << 24
 SEED = int.from_bytes(os.urandom(8), "little")
@@ -145,16 +148,12 @@ def _unpack_errors() -> tuple[type[Exception], ...]:
 
 @dataclass
 class _Input:
-    """One capture while it is read. `another`: makes a reader for a thread that takes a share; None where one
-    reader must see all.
-    """
+    """One capture while it is read."""
 
     source: str
     reader: _reader.Reader
     drain: Callable[[], None] = _nothing
-    threads: int = 2
-    another: Callable[[], _reader.Reader] | None = None
-    max_rows: int = 0
+    threads: int = MOST
     rest: int = 0
     damage: str = ""
 
@@ -260,17 +259,17 @@ def read_captures(
 
     `interval`: ns; rows are cut at its multiples, 0 for none. `names`: what to call the sources, by default
     :func:`source_names`. `max_rows`: of each source, 0 for no limit; packets of further 5-tuples are counted
-    in the ledger's `overflow` and `inner_overflow`. `threads`: how many read, by default one for each core;
-    a large file is shared by several. The table is the same, however many there are.
+    in the ledger's `overflow` and `inner_overflow`. `threads`: how many read at most, by default one for each
+    core; of a single large capture one unpacks, one parses and one counts. The table is the same, however
+    many there are.
 
     Formats: pcap (µs, ns, both byte orders, Kuznetzov), pcapng; plain or in gzip, zstd or lz4. Raises
     CaptureError where a file is missing or is no capture; one that is damaged further on is read up to there,
     and its ledger says so.
     """
     sources = list(names) if names is not None else source_names(paths)
-    threads = _threads(threads)
-    at_once = max(1, min(len(sources), threads))
-    each = (interval, progress, max_rows, threads // at_once)
+    at_once = max(1, min(len(sources), _threads(threads)))
+    each = (interval, progress, max_rows, threads if at_once == 1 else _threads(threads) // at_once)
     if at_once == 1:
         return merge([read_capture(p, n, *each) for p, n in zip(paths, sources, strict=True)])
     with ThreadPoolExecutor(at_once) as pool:
@@ -301,10 +300,10 @@ def read_capture(
     threads: int | None = None,
 ) -> OneWay:
     """Reads one capture file; see :func:`read_captures`."""
-    job = _Input(source or str(path), _reader.Reader(SEED, interval, max_rows), threads=_threads(threads))
-    job.another, job.max_rows = partial(_reader.Reader, SEED, interval), max_rows
+    at_most = MOST if threads is None and _threads(None) > 1 else _threads(threads)
+    job = _Input(source or str(path), _reader.Reader(SEED, interval, max_rows), threads=at_most)
     with _opened(path) as raw:
-        _read(job, raw, progress)
+        _read(job, raw, progress, counts=True)
     return _table(job, interval)
 
 
@@ -411,16 +410,20 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
         yield raw
 
 
-def _read(job: _Input, raw: IO[bytes], progress: Progress) -> None:
+def _read(job: _Input, raw: IO[bytes], progress: Progress, *, counts: bool = False) -> None:
+    """`counts`: packets, rather than to find frames again."""
     head, size = _head(job, raw), _size(raw)
-    for magic, _, unpack in COMPRESSIONS:
-        if head.startswith(magic):
-            unpacked = unpack(io.BufferedReader(_Counted(raw, head, progress), CHUNK))
-            # from a pipe nothing may ever come, and a thread that waits for it could not be ended
-            with _Ahead(unpacked) if size and job.threads > 1 else nullcontext(unpacked) as stream:
-                _feed(job, cast("IO[bytes]", stream), b"", _no_progress)
-            return
-    _feed(job, raw, _shared(job, raw, head, size, progress), progress)
+    unpack = next((unpack for magic, _, unpack in COMPRESSIONS if head.startswith(magic)), None)
+    if counts and job.threads > (2 if unpack else 1) and not 0 < size < LARGE:
+        job.reader.count_beside(BATCH)
+    if not unpack:
+        progress(len(head))
+        _feed(job, raw, head, progress)
+        return
+    unpacked = unpack(io.BufferedReader(_Counted(raw, head, progress), CHUNK))
+    # from a pipe nothing may ever come, and a thread that waits for it could not be ended
+    with _Ahead(unpacked) if size and job.threads > 1 else nullcontext(unpacked) as stream:
+        _feed(job, cast("IO[bytes]", stream), b"", _no_progress)
 
 
 def _size(raw: IO[bytes]) -> int:
@@ -432,21 +435,6 @@ def _size(raw: IO[bytes]) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
-def _shared(job: _Input, raw: IO[bytes], head: bytes, size: int, progress: Progress) -> bytes:
-    """What several threads leave of a file that is worth it: the beginning of what is read next."""
-    threads = min(job.threads, _together.MOST, size // _together.SHARE)
-    if threads < 2 or not job.another:
-        return head
-    start = raw.tell() - len(head)
-    together = _together.Together(job.reader, _together.File(raw.fileno(), start), progress, job.max_rows)
-    try:
-        together.read([job.another() for _ in range(threads)])
-        raw.seek(start + together.handed)
-    except OSError as error:
-        raise _unreadable(job, error) from error
-    return together.rest
-
-
 def _unreadable(job: _Input, error: OSError) -> CaptureError:
     return CaptureError(f"cannot be read: {error.strerror}", where=job.source)
 
@@ -455,7 +443,7 @@ def _feed(job: _Input, stream: IO[bytes], head: bytes, progress: Progress) -> No
     """Whole records to the reader, from one buffer that fits the cache; it grows for a longer record."""
     buffer, filled = bytearray(CHUNK + len(head)), len(head)
     buffer[:filled] = head
-    while not job.reader.ledger()["fault"] and (count := _fill(job, stream, buffer, filled)):
+    while not job.reader.fault() and (count := _fill(job, stream, buffer, filled)):
         progress(count)
         filled += count
         with memoryview(buffer) as view, view[:filled] as whole:
