@@ -145,6 +145,10 @@ class Coverage:
     Live only, 0 or empty for capture files: `other_bytes`: bytes, link header included, of the frames that
     ended in no row. `alerts_lost`: alerts for which there was no room. `missing`: what could not be observed,
     in words, `; ` between.
+
+    Where flows were chosen (:mod:`analyzer.choice`): `not_chosen`: frames whose flows were not;
+    `parts_not_read`: parts of this source that were left unread, since nothing in them was asked for. Neither
+    is lost.
     """
 
     source: str
@@ -168,6 +172,8 @@ class Coverage:
     other_bytes: int = 0
     alerts_lost: int = 0
     missing: str = ""
+    not_chosen: int = 0
+    parts_not_read: int = 0
 
     def accounted(self) -> int:
         """Frames by what became of them; equals `frames`, always."""
@@ -193,7 +199,9 @@ def _united(one: str, other: str) -> str:
 
 
 #: what can become of a frame
-ENDINGS = ("flow", "not_ip", "truncated", "malformed", "unsupported", "fragment", "overflow")
+ENDINGS = (
+    *("flow", "not_ip", "truncated", "malformed", "unsupported", "fragment", "overflow", "not_chosen"),
+)
 #: the fields that add up
 COUNTS = tuple(
     name for name, t in Coverage.__annotations__.items() if t == "int" and name not in ("start", "end")
@@ -293,7 +301,7 @@ def merge(tables: Iterable[OneWay]) -> OneWay:
     interval = max((p.interval for p in parts), default=0)
     resolved, fragments = _join_fragments(fragments, interval)
     return OneWay(
-        rows=sum_rows(np.concatenate([rows, resolved])),
+        rows=sum_rows(np.concatenate([rows, resolved]) if len(resolved) else rows),
         observers=observers,
         coverage=_credit(_sum_coverage(parts), resolved, observers),
         fragments=fragments,
@@ -301,6 +309,46 @@ def merge(tables: Iterable[OneWay]) -> OneWay:
         listeners=frozenset().union(*(p.listeners for p in parts)),
         facts=merge_facts([(p.facts, _new_numbers(p, observers)) for p in parts]),
     )
+
+
+FOLD_RECORDS = 1 << 18  # rows and other records that wait to be added up
+_LEAST = 256  # records' worth of what a part is beside them
+
+
+class Folding:
+    """Tables added up as they come, as :func:`merge` does it: what waits is never much more than what there
+    is, so memory follows distinct rows and not tables. `batch`: how many records wait at least.
+    """
+
+    def __init__(self, batch: int = FOLD_RECORDS) -> None:
+        self._batch, self._size = batch, 0
+        self._whole: list[OneWay] = []
+        self._waiting: list[OneWay] = []
+
+    def add(self, part: OneWay) -> None:
+        """One more."""
+        self._waiting.append(part)
+        self._size += _records(part)
+        # not before as much waits as is there: else each row would be added up again with each batch
+        if self._size >= max([self._batch, *map(_records, self._whole)]):
+            self._whole = [self.whole()]
+            self._waiting, self._size = [], 0
+
+    def whole(self) -> OneWay:
+        """All of them so far."""
+        return merge([*self._whole, *self._waiting])
+
+
+def _records(part: OneWay) -> int:
+    return len(part.rows) + len(part.fragments) + len(part.facts) + _LEAST
+
+
+def fold(tables: Iterable[OneWay], batch: int = FOLD_RECORDS) -> OneWay:
+    """As :func:`merge`, of tables that need not be there all at once."""
+    folding = Folding(batch)
+    for table in tables:
+        folding.add(table)
+    return folding.whole()
 
 
 def coarser(one_way: OneWay, interval: int) -> OneWay:

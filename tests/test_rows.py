@@ -53,8 +53,10 @@ from analyzer.rows import (
     ROW,
     Coverage,
     Endpoint,
+    Folding,
     Observer,
     OneWay,
+    fold,
     merge,
     sum_rows,
 )
@@ -80,7 +82,7 @@ def same(one: OneWay, other: OneWay) -> None:
     assert unfinished(one) == unfinished(other)
 
 
-def fold(data: st.DataObject, parts: list[OneWay]) -> OneWay:
+def merged_by_twos(data: st.DataObject, parts: list[OneWay]) -> OneWay:
     """Merges neighbours, two at a time, at drawn places, until one is left."""
     parts = [parts[n] for n in data.draw(st.permutations(range(len(parts))))]
     while len(parts) > 1:
@@ -100,7 +102,7 @@ def test_a_capture_may_be_cut_anywhere(kind: str, interval: int, data: st.DataOb
     bounds = list(zip([0, *cuts], [*cuts, len(frames)], strict=True))
     parts = [fr.shifted(fr.read(write(frames[a:b]), SOURCE, interval), a) for a, b in bounds]
     whole = fr.read(write(frames), SOURCE, interval)
-    merged = fold(data, parts)
+    merged = merged_by_twos(data, parts)
     same(merged, whole)
     same(merged.settled(), whole.settled())
     same_table(pair(merged.settled()), pair(whole.settled()))
@@ -134,6 +136,31 @@ def test_merge_is_a_commutative_monoid(data: st.DataObject) -> None:
     same(merge([OneWay(), x]), x)
     assert merge([x, y, z]).listeners == x.listeners | y.listeners | z.listeners
     same(merge([]), OneWay())
+
+
+@given(data=st.data(), batch=st.integers(1, 3000))
+@settings(max_examples=40, deadline=None)
+def test_added_up_as_they_come(data: st.DataObject, batch: int) -> None:
+    """In batches of any size; fragments find each other over them."""
+    frames = data.draw(traffic())
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(frames)), max_size=6)))
+    bounds = zip([0, *cuts], [*cuts, len(frames)], strict=True)
+    parts = [fr.shifted(fr.read(fr.pcap(frames[a:b], "ns"), SOURCE), a) for a, b in bounds]
+    folded = fold(iter(parts), batch)
+    same(merge([folded, OneWay()]), merge([*parts, OneWay()]))
+    same(fold([]), OneWay())
+
+
+def test_what_waits_is_no_more_than_what_is_there() -> None:
+    """So memory follows distinct rows: never more than a batch, or as many again, and the part that came."""
+    part = fr.read(fr.pcap(fr.timed(talk(("10.10.0.21", 40000), ("10.10.0.11", 6443)))))
+    folding, most = Folding(2000), 0
+    for _ in range(100):
+        folding.add(part)
+        most = max(most, sum(len(p.rows) for p in (*folding._whole, *folding._waiting)))
+    assert len(folding.whole().rows) == 2
+    assert folding.whole().rows["packets"].sum() == 100 * part.rows["packets"].sum()
+    assert most <= 2 + 2 * (2000 // 256 + 1)
 
 
 @given(data=st.data())
