@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from analyzer._grouping import ADDRESS, Array
+from analyzer.choice import BOUNDED, Choice
 from analyzer.facts import DROP, OWNER, Facts, merge_facts
 from analyzer.rows import FRAGMENT, NO_TIME, ROW, Coverage, Endpoint, Observer, OneWay, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import pyarrow.parquet as pq
 
 KIND = "rows"
 _LISTENER = np.dtype([("dst", ADDRESS), ("dst_port", "u2"), ("protocol", "u1")])
@@ -97,6 +100,27 @@ def _column(field: str, values: Array, names: Sequence[str]) -> pa.Array:
 
 
 # ---- reading ----
+
+
+def groups_of(metadata: pq.FileMetaData, choice: Choice, interval: int) -> list[int]:
+    """The numbers of the groups of rows in which something chosen may be, and of those that hold other
+    records than flows. A file of an earlier version says nothing of its groups: all.
+    """
+    groups = range(metadata.num_row_groups)
+    if not choice:
+        return list(groups)
+    columns = {metadata.schema.column(n).name: n for n in range(metadata.num_columns)}
+    wanted = {name: columns[name] for name in ("record", *BOUNDED) if name in columns}
+    return [n for n in groups if _may_have(metadata.row_group(n), wanted, choice, interval)]
+
+
+def _may_have(rows: pq.RowGroupMetaData, columns: dict[str, int], choice: Choice, interval: int) -> bool:
+    bounds = {}
+    for name, number in columns.items():
+        statistics = rows.column(number).statistics
+        if statistics is not None and statistics.has_min_max:
+            bounds[name] = (statistics.min, statistics.max)
+    return bounds.pop("record", None) != ("flow", "flow") or choice.may_be_in(bounds, interval)
 
 
 def from_arrow(

@@ -16,27 +16,30 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from analyzer import store as tables
 from analyzer.capture.offline import Progress, read_capture, source_names
+from analyzer.choice import ALL, Choice, choose, with_unread
 from analyzer.errors import AnalyzerError, CaptureError, LiveError
-from analyzer.rows import merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from analyzer.choice import Unread
     from analyzer.rows import OneWay
 
 _BUFFER = 8 << 20  # bytes asked of a store at once
+_FOOTER = 64 << 10  # bytes asked of a store at least, where only some of a file are wanted
 _HEAD = 64  # bytes that tell what a file is
 _PEEKS = 32  # objects whose first bytes are asked for at a time
 
 
 class Input(NamedTuple):
     """A capture, a flow file or a part. `kind`: as :func:`analyzer.store.kind_of` has it; `size`: bytes, 0
-    where not known.
+    where not known; `unread`: how many parts of its sources were left out beside it by choice.
     """
 
     address: str
     kind: str
     size: int
+    unread: Unread = ()
 
 
 def is_address(given: str | os.PathLike[str]) -> bool:
@@ -44,25 +47,60 @@ def is_address(given: str | os.PathLike[str]) -> bool:
     return "://" in str(given)
 
 
-def find_inputs(given: Sequence[str | Path]) -> list[Input]:
-    """Files as they are, folders as the captures, flow files and parts in them, by name; each once.
+def find_inputs(given: Sequence[str | Path], choice: Choice = ALL) -> list[Input]:
+    """Files as they are, folders as the captures, flow files and parts in them, by name; each once, and none
+    of which another part says that it took its place.
 
-    Paths become absolute, since a worker may stand in another folder. Raises CaptureError where one is
-    missing, where a folder holds none, and for standard input, which cannot be read elsewhere; LiveError
-    where what speaks to a store is not installed.
+    Paths become absolute, since a worker may stand in another folder. Parts that recorded nothing in the
+    choice's time are left out; compacted ones not even opened. Raises CaptureError where one is missing,
+    where a folder holds none, where nothing was recorded in the time, and for standard input, which cannot be
+    read elsewhere; LiveError where what speaks to a store is not installed.
     """
-    found = [one for each in given for one in (_listed(str(each)) if is_address(each) else _local(each))]
-    return list({one.address: one for one in found}.values())
+    beyond = tables.Beyond(choice)
+    found = [
+        one
+        for each in given
+        for one in (_listed(str(each), beyond) if is_address(each) else _local(each, beyond))
+    ]
+    found = list({one.address: one for one in found}.values())
+    gone = tables.replaced_among(found, _name, _replaces, _content_id)
+    kept = tables.selected([one for one in found if one not in gone], _notes, beyond)
+    return [one._replace(unread=unread) for one, unread in kept]
 
 
-def _local(given: str | Path) -> list[Input]:
+def _local(given: str | Path, beyond: tables.Beyond) -> list[Input]:
     if str(given) == "-":
         raise CaptureError(
             "standard input cannot be read by workers", where="-", next_step="write it to a file first"
         )
     return [
-        Input(os.path.abspath(path), tables.kind_of(path), _size(path)) for path in tables.expand([given])
+        Input(os.path.abspath(path), tables.kind_of(path), _size(path))
+        for path in tables.listed([given], beyond)
     ]
+
+
+def _name(one: Input) -> str:
+    return one.address.rpartition("/")[2]
+
+
+def _replaces(one: Input) -> list[tuple[str, str]]:
+    """Names and content ids of the parts whose place it takes."""
+    with _anywhere(one.address) as source:
+        return tables.replaces_in(source, one.address)
+
+
+def _content_id(one: Input) -> str:
+    if not is_address(one.address):
+        return tables.content_id(Path(one.address))
+    with opened(one.address) as stream:
+        return tables.digest(stream)
+
+
+def _notes(one: Input) -> tables.Notes | None:
+    if one.kind != "parquet":
+        return None
+    with _anywhere(one.address) as source:
+        return tables.notes_in(source, one.address)
 
 
 def _size(path: Path) -> int:
@@ -90,22 +128,27 @@ def sources(found: Sequence[Input]) -> list[Source]:
     return [*map(Source, captures, names), *(Source(one, "") for one in rest)]
 
 
-def read(source: Source, interval: int = 0) -> OneWay:
-    """One input as one-way rows, in one thread, since others read other inputs meanwhile. Raises CaptureError
-    with its address where it cannot be read.
+def read(source: Source, interval: int = 0, choice: Choice = ALL) -> OneWay:
+    """One input as one-way rows, and of them those that are chosen; in one thread, since others read other
+    inputs meanwhile. Raises CaptureError with its address where it cannot be read.
     """
-    address = source.input.address
+    address, unread = source.input.address, source.input.unread
     if not is_address(address) and not os.path.exists(address):
         raise CaptureError(
             "is not there where it is read",
             where=address,
             next_step="workers read paths themselves: give a folder that all of them have, or an address",
         )
+    if choice and is_address(address) and source.input.kind == "parquet":
+        with _anywhere(address) as stream:
+            part = tables.part_in(stream, address, choice)
+        if part is not None:
+            return with_unread(choose(part[0], choice, part[1]), unread)
     with local_copy(address) as path:
         try:
             if source.name:
-                return read_capture(path, source.name, interval, threads=1)
-            return tables.read_flows(path)
+                return choose(read_capture(path, source.name, interval, threads=1), choice)
+            return tables.read_chosen(path, choice, unread)
         except AnalyzerError as error:
             raise type(error)(error.what, where=address, next_step=error.next_step) from error
 
@@ -116,18 +159,23 @@ def read_inputs(
     interval: int = 0,
     progress: Progress = lambda _: None,
     threads: int | None = None,
+    choice: Choice = ALL,
 ) -> OneWay:
     """As :func:`analyzer.store.read_inputs`, and addresses too."""
     if not any(map(is_address, given)):
-        return tables.read_inputs(given, interval=interval, progress=progress, threads=threads)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return merge(list(pool.map(lambda one: read(one, interval), sources(find_inputs(given)))))
+        return tables.read_inputs(given, interval=interval, progress=progress, threads=threads, choice=choice)
+    adding, workers = tables.Adding(), threads or os.cpu_count() or 1
+    found = sources(find_inputs(given, choice))
+    with ThreadPoolExecutor(workers) as pool:
+        for part in tables.ahead(pool, lambda one: read(one, interval, choice), found, 2 * workers):
+            adding.add(part)
+    return tables.chosen_of_all(adding.whole(), choice)
 
 
 # ---- stores ----
 
 
-def _listed(address: str) -> list[Input]:
+def _listed(address: str, beyond: tables.Beyond) -> list[Input]:
     with _told(address):
         store, place = _store(address)
         if store.isfile(place):
@@ -137,6 +185,7 @@ def _listed(address: str) -> list[Input]:
             sizes = {name: details[name]["size"] for name in sorted(details)}
         # an empty object is none of them, and has no first bytes to ask for
         shown = [name for name in sizes if sizes[name] != 0 and not _is_hidden(name, place)]
+        shown = [name for name in shown if not beyond.has(name)]
         with ThreadPoolExecutor(_PEEKS) as threads:
             kinds = list(threads.map(lambda name: _kind(store.cat_file(name, start=0, end=_HEAD)), shown))
     found = [
@@ -144,7 +193,7 @@ def _listed(address: str) -> list[Input]:
         for name, kind in zip(shown, kinds, strict=True)
         if kind
     ]
-    if not found:
+    if not (found or beyond.parts):
         raise CaptureError(
             "no capture and no flow file at this address",
             where=address,
@@ -189,6 +238,18 @@ def opened(address: str) -> Iterator[IO[bytes]]:
         raw = store.open(place, "rb", block_size=_BUFFER, cache_type="readahead")
     with _told(address), io.BufferedReader(raw) as stream:
         yield stream
+
+
+@contextmanager
+def _anywhere(address: str) -> Iterator[Path | IO[bytes]]:
+    """A path as it is, an address as a stream of which only what is asked for is brought."""
+    if not is_address(address):
+        yield Path(address)
+        return
+    with _told(address):
+        store, place = _store(address)
+        with store.open(place, "rb", block_size=_FOOTER, cache_type="readahead") as stream:
+            yield stream
 
 
 def put(path: Path, address: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyzer.cards import card
+from analyzer.choice import ALL, Choice
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.findings import find
 from analyzer.flows import pair
@@ -126,13 +127,17 @@ class Analysis:
 
 
 def analyze(
-    *inputs: str | Path, cluster: Cluster | str | Path, spec: Spec | str | Path = DEFAULT_SPEC
+    *inputs: str | Path,
+    cluster: Cluster | str | Path,
+    spec: Spec | str | Path = DEFAULT_SPEC,
+    choice: Choice = ALL,
 ) -> Analysis:
     """Reads captures, flow files or folders of them, and judges what is in them.
 
-    `cluster` and `spec` may be given as files, `spec` by the name of a shipped one. Raises AnalyzerError
+    `cluster` and `spec` may be given as files, `spec` by the name of a shipped one. `choice`: which rows
+    (:class:`analyzer.choice.Choice`). Raises AnalyzerError
     where an input is at fault.
     """
     whole = cluster if isinstance(cluster, Cluster) else load_cluster(cluster)
     rules = spec if isinstance(spec, Spec) else load_spec(spec)
-    return Analysis.of(read_inputs(inputs), whole, rules)
+    return Analysis.of(read_inputs(inputs, choice=choice), whole, rules)

@@ -222,6 +222,9 @@ def _notes(old: Document, new: Document, rare: int) -> Iterator[str]:
         yield f"the new run is shorter ({_seconds(new)}, not {_seconds(old)}): what is rare may not be in it"
     if rare:
         yield f"{rare} pairs of the old run are too rare to be missed in the new one, and are left out"
+    for word, run in (("old", old), ("new", new)):
+        if any(ledger.get("not_chosen") or ledger.get("parts_not_read") for ledger in run.coverage):
+            yield f"the {word} run is of chosen flows: what is not in it may not have been asked for"
     lost = sorted(_sources(old) - _sources(new))
     if lost:
         more = f" and {len(lost) - _FEW} more" if len(lost) > _FEW else ""

@@ -644,7 +644,9 @@ def _flows_of(rule: Rule, judged: pd.DataFrame) -> int:
 
 
 def _captured(judged: pd.DataFrame, cluster: Cluster, coverage: Sequence[Coverage]) -> set[str]:
-    """Nodes of which a whole capture is there: nothing lost, nothing damaged, both directions."""
+    """Nodes of which a whole capture is there: nothing lost, damaged or left out, both directions."""
     deaf = deaf_sources(one_way_excess(judged), {ledger.source for ledger in coverage})
-    whole = [c for c in coverage if c.frames and not (c.lost or c.overflow or c.damage or c.source in deaf)]
+    gaps = ("lost", "overflow", "damage", "not_chosen")
+    whole = [c for c in coverage if c.frames and not any(getattr(c, name) for name in gaps)]
+    whole = [c for c in whole if c.source not in deaf]
     return {name for c in whole if (name := capturing_node(c.source, cluster.members))}

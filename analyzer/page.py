@@ -265,7 +265,8 @@ def _coverage(ledgers: Sequence[Mapping[str, Any]]) -> str:
     if not ledgers:
         return "not known: a flow table without a ledger (only Parquet keeps it)"
     total = {name: sum(ledger[name] for ledger in ledgers) for name in COUNTS}
-    gaps = total["frames"] - total["flow"] - total["not_ip"]
+    gaps = total["frames"] - total["flow"] - total["not_ip"] - total["not_chosen"]
+    left = f", {number(total['not_chosen'])} not chosen" if total["not_chosen"] else ""
     known = [ledger for ledger in ledgers if ledger["start"] and ledger["end"]]
     window = (
         f", {moment(min(ledger['start'] for ledger in known))} to "
@@ -276,7 +277,7 @@ def _coverage(ledgers: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"{plural(len(ledgers), 'source')}, {plural(total['frames'], 'frame')}{window}: "
         f"{number(total['flow'])} in flows, {number(total['not_ip'])} not IP, {number(gaps)} not decoded, "
-        f"{number(total['lost'])} lost"
+        f"{number(total['lost'])} lost{left}"
     )
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analyzer._grouping import ADDRESS, Array, group, pack
+from analyzer.choice import ALL, Choice, sift
 from analyzer.facts import Facts
 from analyzer.flows import format_address, pair, parse_address
 from analyzer.rows import EVENT_SYN_ACK, NO_TIME, ROW, Coverage, Endpoint, Observer, OneWay, Rows, merge
@@ -142,9 +143,11 @@ def _used(names: Sequence[str], owners: Rows, drops: Rows) -> Facts:
     return Facts(tuple(names[i] for i in used), owners, drops)
 
 
-def gather(shares: Iterable[Share]) -> Share:
-    """The shares of one pair of ends out of all inputs as one; nothing is left open in it."""
-    return Share(merge(share.rows for share in shares).settled())
+def gather(shares: Iterable[Share], choice: Choice = ALL) -> Share:
+    """The shares of one pair of ends out of all inputs as one; nothing is left open in it. `choice`: of which
+    they were chosen.
+    """
+    return Share(sift(merge(share.rows for share in shares), choice).settled())
 
 
 # ---- outlines ----

@@ -14,29 +14,52 @@ import os
 import re
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import urllib.parse
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from analyzer.capture.offline import COMPRESSIONS, Progress, read_captures
+from analyzer.choice import (
+    ALL,
+    BOUNDED,
+    Choice,
+    Unread,
+    Window,
+    choose,
+    nothing_recorded,
+    sift,
+    unread_groups,
+    with_unread,
+)
 from analyzer.errors import CaptureError
-from analyzer.rows import Coverage, Observer, OneWay, alike, merge
+from analyzer.rows import Coverage, Folding, Observer, OneWay, alike, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pandas as pd
 
     from analyzer.columns import FlowColumns
 
+T = TypeVar("T")
+R = TypeVar("R")
 SCHEMA = 1
 METADATA_KEY = b"rke2-flows"
 _ROWS = "rows"  # what the notes of a part say that it is; those of a flow table say nothing
 _INTERVAL_LIMIT = 2**63  # ns
 #: what a part is called that takes the place of others: from when to when
-COMPACTED = re.compile(r"\d{8}T\d{6}\.\d{3}Z-\d{8}T\d{6}\.\d{3}Z(-\d+)?\.parquet")
+_STAMP = r"\d{8}T\d{6}\.\d{3}Z"
+COMPACTED = re.compile(rf"{_STAMP}-{_STAMP}(-\d+)?\.parquet")
+_PLACE = re.compile(
+    rf"(?:^|/)date=(\d{{4}}-\d\d-\d\d)/node=([^/]+)/({_STAMP})-({_STAMP})(?:-\d+)?\.parquet\Z", re.ASCII
+)
+_OF_A_CHOICE = ("not_chosen", "parts_not_read")  # fields of a ledger
+GROUP_ROWS = 1 << 14  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 _CAPTURE_MAGICS = (
     b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
@@ -61,75 +84,103 @@ def read_inputs(
     *,
     interval: int = 0,
     progress: Progress = lambda _: None,
-    since: int = 0,
-    until: int = _INTERVAL_LIMIT,
-    nodes: Collection[str] = (),
     threads: int | None = None,
+    choice: Choice = ALL,
 ) -> OneWay:
     """Captures, flow files, parts of a live capture and folders of them, as one table of one-way rows. ``-``
     is a capture on standard input.
 
     Of several intervals the longest stands, where the others divide it. A folder may be compacted or pruned
-    meanwhile: it is listed again, and each packet counts once.
+    meanwhile: it is listed again, and each packet counts once. Rows are added up as they are read, so memory
+    follows distinct rows and not files.
 
-    `since`, `until` (ns) and `nodes` choose parts, whole ones, so that rows and ledgers still agree: those in
-    which something was recorded from `since` on and before `until`, by these nodes (none: all). Of the others
-    nothing but the notes is read. `threads`: as :func:`~analyzer.capture.offline.read_captures` has it.
+    `choice`: which rows, as :func:`analyzer.choice.choose` has it of each input. Parts that recorded nothing
+    in the time are not read, compacted ones not even opened; of the others groups of rows are not read that
+    hold none. `threads`: as :func:`~analyzer.capture.offline.read_captures` has it.
 
-    Raises CaptureError where one is missing or is neither, and where a folder holds none; and where parts are
-    to be chosen: for an input that is no part, for a node that no part has, and where none is left.
+    Raises CaptureError where one is missing or is neither, where a folder holds none, and where nothing was
+    recorded in the time.
     """
-    chosen = Choice(since, until, frozenset(nodes))
     for _ in range(_LISTINGS):
-        files = list(expand(paths))
+        beyond = Beyond(choice)
+        files = list(expand(paths, beyond))
         try:
-            return _read_files(chosen.of(files), interval, progress, threads)
+            return _read_files(selected(files, read_notes, beyond), interval, progress, threads, choice)
         except CaptureError:
             if not _vanished(files, paths):
                 raise
     raise _restless(" ".join(map(str, paths)))
 
 
-class Choice(NamedTuple):
-    """Which parts of a store to read. `since`, `until`: ns; `nodes`: names, none for all."""
+# ---- what need not be read ----
 
-    since: int = 0
-    until: int = _INTERVAL_LIMIT
-    nodes: frozenset[str] = frozenset()
 
-    def of(self, files: Sequence[Path]) -> Sequence[Path]:
-        """Those among these files. Raises CaptureError as :func:`read_inputs` says."""
-        if self == Choice():
-            return files
-        notes = {path: _part_notes(path) for path in files}
-        known = frozenset().union(*(note.sources for note in notes.values()))
-        if not self.nodes <= known:
-            raise CaptureError(
-                f"no part is of node {min(self.nodes - known)}",
-                next_step=f"there are {', '.join(sorted(known))}",
-            )
-        found = [path for path, note in notes.items() if self._has(note)]
-        if not found:
-            raise CaptureError(
-                "nothing was recorded in this time", next_step="`rke2-flows store show` says when it was"
-            )
-        return found
+def place_of(path: str) -> tuple[str, Window] | None:
+    """Whose a compacted part is, and from when to when, by its place alone; None for what lies elsewhere.
 
-    def _has(self, note: Notes) -> bool:
-        if self.nodes and not note.sources & self.nodes:
+    Names have no more than ms, so it ends with the last ns of one.
+    """
+    found = _PLACE.search(path)
+    if found is None:
+        return None
+    date, node, *stamps = found.groups()
+    try:
+        start, end = (_time_of(stamp) for stamp in stamps)
+    except ValueError:
+        return None
+    if date.replace("-", "") != stamps[0][:8]:
+        return None
+    return urllib.parse.unquote(node, errors="surrogatepass"), (start, end + 10**6 - 1)
+
+
+def _time_of(stamp: str) -> int:
+    whole, _, rest = stamp.partition(".")
+    moment = datetime.strptime(whole, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    return int(moment.timestamp()) * 10**9 + int(rest[:3]) * 10**6
+
+
+class Beyond:
+    """Compacted parts that lie outside of a choice's time by their places. `parts`: path → node."""
+
+    def __init__(self, choice: Choice = ALL) -> None:
+        self.choice = choice
+        self.parts: dict[str, str] = {}
+
+    def has(self, path: str | Path) -> bool:
+        """Whether it is one of them, which is noted."""
+        place = place_of(str(path)) if self.choice.timed else None
+        if place is None or self.choice.reaches([place[1]]):
             return False
-        return any(start < self.until and end >= self.since for start, end in note.windows)
+        self.parts[str(path)] = place[0]
+        return True
 
 
-def _part_notes(path: Path) -> Notes:
-    note = read_notes(path)
-    if note is None:
-        raise CaptureError(
-            "is no part of a store, so no time or node of it can be chosen",
-            where=str(path),
-            next_step="leave it out, or choose nothing",
-        )
-    return note
+def selected(
+    items: Sequence[T], notes_of: Callable[[T], Notes | None], beyond: Beyond
+) -> list[tuple[T, Unread]]:
+    """Which of these are to be read, in their order, by when their notes say that something was recorded;
+    with the first one of each source, how many of its parts are not. What has no notes is to be read.
+
+    Raises CaptureError where none is left.
+    """
+    choice = beyond.choice
+    if not choice.timed:
+        return [(item, ()) for item in items]
+    with ThreadPoolExecutor() as pool:
+        noted = list(zip(items, pool.map(notes_of, items), strict=True))
+    unread = Counter(beyond.parts.values())
+    kept: list[tuple[T, frozenset[str]]] = []
+    for item, notes in noted:
+        if notes is None or not notes.windows or choice.reaches(notes.windows):
+            kept.append((item, notes.sources if notes else frozenset()))
+        else:
+            unread.update(notes.sources)
+    if not kept:
+        raise nothing_recorded()
+    return [
+        (item, tuple((source, unread.pop(source)) for source in sorted(sources & unread.keys())))
+        for item, sources in kept
+    ]
 
 
 def _vanished(files: Sequence[Path], given: Sequence[str | Path]) -> bool:
@@ -146,29 +197,88 @@ def _restless(where: str) -> CaptureError:
     )
 
 
-def _read_files(files: Sequence[Path], interval: int, progress: Progress, threads: int | None) -> OneWay:
-    tables = {path: kind_of(path) in FLOW_FILES for path in files}
-    captures = [path for path in files if not tables[path]]
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        parts = list(pool.map(read_flows, (path for path in files if tables[path])))
+def _read_files(
+    files: Sequence[tuple[Path, Unread]],
+    interval: int,
+    progress: Progress,
+    threads: int | None,
+    choice: Choice,
+) -> OneWay:
+    tables = {path: kind_of(path) in FLOW_FILES for path, _ in files}
+    captures = [path for path in tables if not tables[path]]
+    adding = Adding()
     if captures:
-        parts.insert(0, read_captures(captures, interval=interval, progress=progress, threads=threads))
-    return merge(alike(parts))
+        read = read_captures(captures, interval=interval, progress=progress, threads=threads)
+        adding.add(choose(read, choice))
+    workers = threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        wanted = ((path, unread) for path, unread in files if tables[path])
+        for part in ahead(pool, lambda one: read_chosen(one[0], choice, one[1]), wanted, 2 * workers):
+            adding.add(part)
+    return chosen_of_all(adding.whole(), choice)
 
 
-def expand(paths: Sequence[str | Path]) -> Iterator[Path]:
+def chosen_of_all(whole: OneWay, choice: Choice) -> OneWay:
+    """What is chosen once all inputs are added up. Raises CaptureError where nothing was recorded."""
+    if choice.timed and not (whole.coverage or len(whole.rows)):
+        raise nothing_recorded()
+    return sift(whole, choice)
+
+
+class Adding:
+    """Inputs added up as they come, those of each interval apart: which is the longest, in which all are to
+    be, is known at the end.
+    """
+
+    def __init__(self) -> None:
+        self._by_interval: dict[int, Folding] = {}
+
+    def add(self, part: OneWay) -> None:
+        """One more."""
+        self._by_interval.setdefault(part.interval, Folding()).add(part)
+
+    def whole(self) -> OneWay:
+        """All of them, in the longest of their intervals as far as the others divide it."""
+        return merge(alike([folding.whole() for folding in self._by_interval.values()]))
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], depth: int
+) -> Iterator[R]:
+    """As `pool.map`, with no more than `depth` results that wait to be taken."""
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def expand(paths: Sequence[str | Path], beyond: Beyond | None = None) -> Iterator[Path]:
     """Files as they are, folders as the captures, flow files and parts in them, by name; each file once.
 
     What is hidden in a folder stays so: a part that is being written has such a name. A part of which another
     one among them says that it took its place is left out: what compacted them was stopped before it deleted
-    it.
+    it. What is `beyond` is left out unopened: what it took the place of is so too, since that was no earlier
+    and no later.
     """
+    files = listed(paths, beyond or Beyond())
+    left_out = replaced(files)
+    yield from (path for path in files if path not in left_out)
+
+
+def listed(paths: Sequence[str | Path], beyond: Beyond) -> list[Path]:
+    """As :func:`expand`, with what others have taken the place of."""
     files: dict[str, Path] = {}
-    for path in (found for given in paths for found in _files_of(_path(given))):
+    for path in (found for given in paths for found in _files_of(_path(given), beyond)):
         # realpath, unlike resolve(), bears a loop of links
         files.setdefault("-" if str(path) == "-" else os.path.realpath(path), path)
-    left_out = replaced(list(files.values()))
-    yield from (path for path in files.values() if path not in left_out)
+    return list(files.values())
 
 
 def _path(given: str | Path) -> Path:
@@ -179,11 +289,11 @@ def _path(given: str | Path) -> Path:
     return Path(given)
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, beyond: Beyond) -> list[Path]:
     if not path.is_dir():
-        return [path]
-    files = files_in(path)
-    if not files:
+        return [] if beyond.has(path) else [path]
+    files = files_in(path, beyond)
+    if not (files or beyond.parts):
         raise CaptureError(
             "no capture and no flow file in this folder",
             where=str(path),
@@ -192,16 +302,18 @@ def _files_of(path: Path) -> list[Path]:
     return files
 
 
-def files_in(folder: Path) -> list[Path]:
-    """The captures, flow files and parts in a folder and below it, by name; none where it has none.
+def files_in(folder: Path, beyond: Beyond | None = None) -> list[Path]:
+    """The captures, flow files and parts in a folder and below it, by name; none where it has none. What is
+    `beyond` is not opened, and not among them.
 
     A part may appear in one folder and those whose place it takes be deleted from another while they are
     listed. So all is listed twice: what was there when the first listing ended is in one of the two, or what
     took its place is; and what is in one of them and gone makes it begin anew.
     """
+    beyond = beyond or Beyond()
     for _ in range(_LISTINGS):
         seen = {path for _ in range(2) for path in _listed(folder)}
-        files = [path for path in sorted(seen) if path.is_file() and kind_of(path)]
+        files = [path for path in sorted(seen) if not beyond.has(path) and path.is_file() and kind_of(path)]
         if all(map(os.path.lexists, seen)):
             return files
     raise _restless(str(folder))
@@ -219,27 +331,51 @@ def replaced(files: Sequence[Path]) -> set[Path]:
 
     Raises CaptureError where one that has the name of a compacted part is damaged.
     """
-    gone = {entry for path in files if COMPACTED.fullmatch(path.name) for entry in _replaces(path)}
+    return replaced_among(files, lambda path: path.name, _replaces, content_id)
+
+
+def replaced_among(
+    items: Sequence[T],
+    name_of: Callable[[T], str],
+    replaces: Callable[[T], list[tuple[str, str]]],
+    content_of: Callable[[T], str],
+) -> set[T]:
+    """The same, wherever they lie: by their names, what they say they take the place of, and what they hold;
+    the last two are asked of few.
+    """
+    gone = {entry for item in items if COMPACTED.fullmatch(name_of(item)) for entry in replaces(item)}
     names = {name for name, _ in gone}
-    return {path for path in files if path.name in names and (path.name, content_id(path)) in gone}
+    return {item for item in items if name_of(item) in names and (name_of(item), content_of(item)) in gone}
 
 
 def _replaces(path: Path) -> list[tuple[str, str]]:
     """Names and content ids. A file that is gone says nothing; who reads it will find that out."""
     try:
-        with _told(path), _opened(path) as (_, notes):
-            return [(_text(name), _text(content)) for name, content in notes.get("replaces", [])]
+        return replaces_in(path, str(path))
     except CaptureError:
         if path.exists():
             raise
         return []
 
 
+def replaces_in(source: Path | IO[bytes], where: str) -> list[tuple[str, str]]:
+    """Names and content ids of the parts whose place a part takes. Raises CaptureError with `where` where it
+    is damaged.
+    """
+    with _told(where), _opened(source) as (_, notes):
+        return [(_text(name), _text(content)) for name, content in notes.get("replaces", [])]
+
+
 def content_id(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex; empty where it is gone."""
     with suppress(FileNotFoundError), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(file)
     return ""
+
+
+def digest(stream: IO[bytes]) -> str:
+    """SHA-256 of what a stream holds from here on, in hex."""
+    return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def kind_of(path: Path) -> str:
@@ -274,11 +410,28 @@ def read_flows(path: str | Path) -> OneWay:
         with _told(path):
             part = _read_part(path)
         if part is not None:
-            return part
+            return part[0]
     from analyzer.flows import unpair  # noqa: PLC0415  see read_flow_file
 
     file = read_flow_file(path)
     return unpair(file.table, file.coverage, file.interval)
+
+
+def read_chosen(path: Path, choice: Choice, unread: Unread = ()) -> OneWay:
+    """As :func:`read_flows`, and of it what is chosen. `unread`: how many parts of its sources were left
+    unread beside it, for the ledgers.
+    """
+    part = part_in(path, str(path), choice) if choice and kind_of(path) == "parquet" else None
+    whole, windows = part or (read_flows(path), ())
+    return with_unread(choose(whole, choice, windows), unread)
+
+
+def part_in(source: Path | IO[bytes], where: str, choice: Choice) -> tuple[OneWay, tuple[Window, ...]] | None:
+    """A part without groups of rows of which none is chosen, and when something was recorded; None for a flow
+    table. Raises CaptureError with `where` where it cannot be read.
+    """
+    with _told(where):
+        return _read_part(source, choice)
 
 
 def read_rows(path: str | Path) -> OneWay:
@@ -294,7 +447,7 @@ def read_rows(path: str | Path) -> OneWay:
             where=str(path),
             next_step="give what `rke2-flows capture -o` wrote",
         )
-    return part
+    return part[0]
 
 
 class Notes(NamedTuple):
@@ -313,9 +466,12 @@ def read_notes(path: Path) -> Notes | None:
     """A part's notes, without its records; None for any other file. Raises CaptureError where it is
     damaged.
     """
-    if kind_of(path) != "parquet":
-        return None
-    with _told(path), _opened(path) as (file, notes):
+    return notes_in(path, str(path)) if kind_of(path) == "parquet" else None
+
+
+def notes_in(source: Path | IO[bytes], where: str) -> Notes | None:
+    """The same of Parquet that lies elsewhere."""
+    with _told(where), _opened(source) as (file, notes):
         if notes.get("kind") != _ROWS:
             return None
         coverage = _ledgers(notes)
@@ -345,7 +501,7 @@ UNREADABLE = (
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(path: str | Path) -> Iterator[None]:
     """What goes wrong in reading, told as CaptureError."""
     try:
         yield
@@ -383,23 +539,28 @@ def _read_parquet(path: Path) -> FlowFile:
         return FlowFile(file.read().to_pandas(), _ledgers(notes), _interval(notes))
 
 
-def _read_part(path: Path) -> OneWay | None:
+def _read_part(source: Path | IO[bytes], choice: Choice = ALL) -> tuple[OneWay, tuple[Window, ...]] | None:
     """None where it is a flow table."""
     from analyzer import _parts  # noqa: PLC0415  see _opened
 
-    with _opened(path) as (file, notes):
+    with _opened(source) as (file, notes):
         if notes.get("kind") != _ROWS:
             return None
         observers = tuple(Observer(*(_text(name) for name in names)) for names in notes["observers"])
-        return _parts.from_arrow(file.read(use_threads=False), observers, _ledgers(notes), _interval(notes))
+        coverage, interval = _ledgers(notes), _interval(notes)
+        groups = _parts.groups_of(file.metadata, choice, interval)
+        table = file.read_row_groups(groups, use_threads=False)
+        part = _parts.from_arrow(table, observers, coverage, interval)
+        whole = part if len(groups) == file.num_row_groups else unread_groups(part)
+        return whole, _windows(notes, coverage) if choice.timed else ()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _opened(source: Path | IO[bytes]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A Parquet file, and what it says of itself: nothing where others wrote it."""
     import pyarrow.parquet as pq  # noqa: PLC0415  a third of a second, and only for Parquet
 
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
         notes: dict[str, Any] = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
         if notes.get("schema", SCHEMA) > SCHEMA:
             raise ValueError(f"it has schema {notes['schema']}, this version reads up to {SCHEMA}")
@@ -417,6 +578,12 @@ def _interval(notes: dict[str, Any]) -> int:
     if not 0 <= interval < _INTERVAL_LIMIT:
         raise ValueError(f"its interval of {interval} ns is none")
     return interval
+
+
+def _noted(ledger: Coverage) -> dict[str, str | int]:
+    """A ledger's fields; where nothing was chosen those that earlier versions read."""
+    fields: dict[str, str | int] = asdict(ledger)
+    return {name: value for name, value in fields.items() if value or name not in _OF_A_CHOICE}
 
 
 def _ledgers(notes: dict[str, Any]) -> tuple[Coverage, ...]:
@@ -489,7 +656,7 @@ def _suffix(path: str | Path) -> str:
 
 
 def _flow_notes(coverage: Sequence[Coverage], interval: int) -> dict[bytes, bytes]:
-    notes = {"schema": SCHEMA, "interval": interval, "coverage": [asdict(ledger) for ledger in coverage]}
+    notes = {"schema": SCHEMA, "interval": interval, "coverage": [_noted(ledger) for ledger in coverage]}
     return {METADATA_KEY: json.dumps(notes).encode()}
 
 
@@ -508,7 +675,7 @@ def write_rows(one_way: OneWay, path: str | Path, more: Mapping[str, object] | N
         "kind": _ROWS,
         "interval": one_way.interval,
         "observers": one_way.observers,
-        "coverage": [asdict(ledger) for ledger in one_way.coverage],
+        "coverage": [_noted(ledger) for ledger in one_way.coverage],
         **(more or {}),
     }
     table = _parts.to_arrow(one_way)
@@ -519,7 +686,8 @@ def write_rows(one_way: OneWay, path: str | Path, more: Mapping[str, object] | N
             compression="zstd",
             compression_level=1,
             use_dictionary=_parts.DICTIONARY,
-            write_statistics=False,
+            row_group_size=GROUP_ROWS,
+            write_statistics=["record", *BOUNDED],
             write_page_checksum=True,
         )
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analyzer import addresses, overview, shares
+from analyzer.choice import ALL, Choice, nothing_recorded
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.errors import CaptureError, LiveError
 from analyzer.overview import Overview, Tally
-from analyzer.rows import Coverage, merge
+from analyzer.rows import Coverage, fold
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec, server_ports
 from analyzer.store import write_flows
 from analyzer.verdict import judge
@@ -62,6 +63,7 @@ class _Plan:
     spec: Spec
     interval: int
     folder: str
+    choice: Choice
 
 
 def analyze(
@@ -71,6 +73,7 @@ def analyze(
     scheduler: str = "threads",
     interval: int = 0,
     folder: str | Path | None = None,
+    choice: Choice = ALL,
     progress: Progress = lambda _, __: None,
 ) -> Overview:
     """As :func:`analyzer.analyze`, read and judged by workers: the same findings, matrices and sums.
@@ -78,12 +81,14 @@ def analyze(
     `inputs`: paths, which must be the same for all workers, and addresses. `scheduler`: `threads` of this
     process, `processes` of this machine, or the address of a Dask scheduler. `interval`: ns, 0 for none.
     `folder`: an empty or a new one, path or address, for the judged flows, a Parquet file for each share.
+    `choice`: which rows of the inputs; parts that hold none are not handed out.
     Nodes cannot be inferred: a cluster must be given. Raises AnalyzerError where an input is at fault, and
     LiveError where a worker or the scheduler is.
     """
     whole = cluster if isinstance(cluster, Cluster) else load_cluster(cluster)
     rules = spec if isinstance(spec, Spec) else load_spec(spec)
-    total, coverage = _run(inputs, _Plan(whole, rules, interval, _folder(folder)), scheduler, progress)
+    plan = _Plan(whole, rules, interval, _folder(folder), choice)
+    total, coverage = _run(inputs, plan, scheduler, progress)
     return Overview(total, whole, rules, coverage)
 
 
@@ -93,13 +98,15 @@ def flows(
     spec: Spec | str | Path = DEFAULT_SPEC,
     scheduler: str = "threads",
     interval: int = 0,
+    choice: Choice = ALL,
     progress: Progress = lambda _, __: None,
 ) -> tuple[int, tuple[Coverage, ...]]:
     """Inputs to flow tables in a folder, a Parquet file for each share. Returns how many flows they hold, and
     the ledgers. Arguments as for :func:`analyze`.
     """
     rules = spec if isinstance(spec, Spec) else load_spec(spec)
-    count, coverage = _run(inputs, _Plan(None, rules, interval, _folder(folder)), scheduler, progress)
+    plan = _Plan(None, rules, interval, _folder(folder), choice)
+    count, coverage = _run(inputs, plan, scheduler, progress)
     return count, coverage
 
 
@@ -119,12 +126,18 @@ def _folder(given: str | Path | None) -> str:
 def _run(
     inputs: Sequence[str | Path], plan: _Plan, scheduler: str, progress: Progress
 ) -> tuple[Any, tuple[Coverage, ...]]:
-    found = addresses.find_inputs(inputs)
+    found = addresses.find_inputs(inputs, plan.choice)
     with _engine(scheduler) as engine:
         if plan.folder:
             addresses.make_folder(plan.folder)
-        whole, around = engine.compute(_graph(addresses.sources(found), plan, engine.threads), progress)
-    return whole, around
+        whole, coverage = engine.compute(_graph(addresses.sources(found), plan, engine.threads), progress)
+    if plan.choice.timed and not (coverage or _flow_count(whole)):
+        raise nothing_recorded()
+    return whole, coverage
+
+
+def _flow_count(whole: Tally | int) -> int:
+    return whole if isinstance(whole, int) else whole.flows
 
 
 # ---- tasks ----
@@ -159,7 +172,7 @@ def _graph(sources: Sequence[Source], plan: _Plan, threads: int) -> Any:
     count = share_count(sum(sizes), threads)
     known = delayed(plan, traverse=False)
     dealt = [delayed(_deal, nout=count, pure=False)(list(sources[of]), count, known) for of in groups]
-    gathered = [delayed(_gather, pure=False)([parts[i] for parts in dealt]) for i in range(count)]
+    gathered = [delayed(_gather, pure=False)([parts[i] for parts in dealt], known) for i in range(count)]
     outlines = [delayed(shares.outline, pure=False)(share) for share in gathered]
     around = _tree(shares.merge_outlines, outlines)
     judged = [delayed(_judge, pure=False)(i, share, around, known) for i, share in enumerate(gathered)]
@@ -178,11 +191,12 @@ def _tree(add: Callable[[list[Any]], Any], parts: list[Any]) -> Any:
 
 def _deal(sources: list[Source], count: int, plan: _Plan) -> list[Share]:
     ends = shares.Ends(plan.cluster)
-    return shares.deal(merge([addresses.read(source, plan.interval) for source in sources]), count, ends)
+    parts = (addresses.read(source, plan.interval, plan.choice) for source in sources)
+    return shares.deal(fold(parts), count, ends)
 
 
-def _gather(parts: list[Share]) -> Share:
-    return shares.gather(parts)
+def _gather(parts: list[Share], plan: _Plan) -> Share:
+    return shares.gather(parts, plan.choice)
 
 
 def _judge(number: int, share: Share, around: Outline, plan: _Plan) -> Tally | int:

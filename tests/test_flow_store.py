@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from analyzer import store
 from analyzer.analysis import Analysis
+from analyzer.choice import EVER, Choice
 from analyzer.cluster import load_cluster
 from analyzer.commands.store import app
 from analyzer.errors import CaptureError
@@ -491,61 +492,40 @@ def test_what_vanishes_for_good_is_told(tmp_path: Path) -> None:
 # ---- a part of it ----
 
 
-def chosen(folder: Path, **words: Any) -> dict[str, int]:
-    """What each node's ledger counts in what was read; the rows agree with it."""
-    one_way = read_inputs([folder], **words)
+def chosen(folder: Path, since: int = 0, until: int = EVER) -> dict[str, tuple[int, int]]:
+    """Of each node how many frames the ledger of what was read counts, and how many parts were not; the rows
+    agree with it. What a row is chosen by is for test_choice.py.
+    """
+    one_way = read_inputs([folder], choice=Choice(since, until))
     assert one_way.rows["packets"].sum() == sum(ledger.flow for ledger in one_way.coverage)
-    return {ledger.source: ledger.frames for ledger in one_way.coverage}
+    assert all(ledger.accounted() == ledger.frames for ledger in one_way.coverage)
+    return {ledger.source: (ledger.frames, ledger.parts_not_read) for ledger in one_way.coverage}
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_time_and_a_node(moved: bool, tmp_path: Path) -> None:
+def test_a_time(moved: bool, tmp_path: Path) -> None:
     """What was recorded at the very end of a window counts as in it."""
     fill(tmp_path / "a", 2, "agent-1", DAY)
     fill(tmp_path / "b", 1, "agent-2", DAY)
     if moved:
         assert len(compact(tmp_path, Rules(), NOW).batches) == 3
     size, first, last = len(TALK), TALK[0].time, TALK[-1].time
-    assert chosen(tmp_path) == {"agent-1": 2 * size, "agent-2": size}
-    assert chosen(tmp_path, nodes=["agent-1"]) == {"agent-1": 2 * size}
-    assert chosen(tmp_path, since=first + DAY) == {"agent-1": size}
-    assert chosen(tmp_path, since=last) == {"agent-1": 2 * size, "agent-2": size}
-    assert chosen(tmp_path, until=first + 1, nodes=["agent-2"]) == {"agent-2": size}
-    assert chosen(tmp_path, since=last + 1, until=first + DAY + 1) == {"agent-1": size}
+    assert chosen(tmp_path) == {"agent-1": (2 * size, 0), "agent-2": (size, 0)}
+    assert chosen(tmp_path, since=first + DAY) == {"agent-1": (size, 1)}
+    assert chosen(tmp_path, since=last) == {"agent-1": (2 * size, 0), "agent-2": (size, 0)}
+    assert chosen(tmp_path, until=first + 1) == {"agent-1": (size, 1), "agent-2": (size, 0)}
+    assert chosen(tmp_path, since=last + 1, until=first + DAY + 1) == {"agent-1": (size, 1)}
     for words in ({"since": last + 1, "until": first + DAY}, {"since": NOW}, {"until": first}):
         with pytest.raises(CaptureError, match="nothing was recorded"):
             chosen(tmp_path, **words)
-    with pytest.raises(CaptureError, match="no part is of node agent-3") as error:
-        chosen(tmp_path, nodes=["agent-1", "agent-3"])
-    assert error.value.next_step == "there are agent-1, agent-2"
 
 
-def test_a_compacted_part_is_chosen_whole_and_not_for_its_gaps(tmp_path: Path) -> None:
+def test_a_compacted_part_is_accounted_for_and_not_read_for_its_gaps(tmp_path: Path) -> None:
     fill(tmp_path, 2, step=HOUR)
     compact(tmp_path, Rules(), NOW)
-    assert chosen(tmp_path, since=EPOCH + HOUR) == {"agent-1": 2 * len(TALK)}
+    assert chosen(tmp_path, since=EPOCH + HOUR) == {"agent-1": (2 * len(TALK), 0)}
     with pytest.raises(CaptureError, match="nothing was recorded"):
         chosen(tmp_path, since=EPOCH + 10 * NS, until=EPOCH + HOUR // 2)
-
-
-def test_what_is_not_chosen_is_not_read(tmp_path: Path) -> None:
-    """Damage in the rows of another day does not show."""
-    fill(tmp_path, 2, step=DAY)
-    path = tmp_path / "agent-1-001Z.parquet"
-    content = bytearray(path.read_bytes())
-    content[200:300] = bytes(100)
-    path.write_bytes(content)
-    assert chosen(tmp_path, until=EPOCH + HOUR) == {"agent-1": len(TALK)}
-    with pytest.raises(CaptureError, match="cannot be read"):
-        read_inputs([tmp_path])
-
-
-def test_of_what_is_no_part_nothing_is_chosen(tmp_path: Path) -> None:
-    fill(tmp_path, 1)
-    path = fr.save(tmp_path, "x.pcap", fr.pcap(TALK))
-    with pytest.raises(CaptureError, match="is no part of a store") as error:
-        read_inputs([tmp_path], since=1)
-    assert error.value.where == str(path)
 
 
 # ---- show and prune ----

@@ -88,9 +88,9 @@ def test_losses_are_what_should_have_been_counted() -> None:
 
 @given(st.dictionaries(st.sampled_from(sorted(COUNTS)), st.integers(1, 9)))
 def test_no_loss_is_silent(counts: dict[str, int]) -> None:
-    """Every count of the ledger but those of what is well, and of capture files alone."""
+    """Every count of the ledger but those of what is well, of capture files and of choosing alone."""
     text = losses(Coverage("n", **counts))  # type: ignore[arg-type]
-    fine = {"frames", "flow", "not_ip", "inner_not_ip", "other_bytes", "lost"}
+    fine = {"frames", "flow", "not_ip", "inner_not_ip", "other_bytes", "lost", "not_chosen", "parts_not_read"}
     for name in set(counts) - fine:
         assert f"{counts[name]} {name.replace('_', ' ')}" in text
     if set(counts) <= fine:

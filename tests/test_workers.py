@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from analyzer import Analysis, analyze, load_cluster, workers
 from analyzer import pairs as pairs_room
 from analyzer.addresses import find_inputs, is_empty, read_inputs
+from analyzer.choice import Choice
 from analyzer.errors import AnalyzerError, CaptureError, LiveError
+from analyzer.flow_store import Rules, compact
 from analyzer.flows import parse_address
 from analyzer.report import MATRICES, summary
 from analyzer.rows import ROW, Coverage, Observer, OneWay
@@ -126,6 +128,71 @@ def test_an_address_without_workers(bucket: str) -> None:
     pd.testing.assert_frame_equal(Analysis.of(rows, cluster, whole.spec).findings, whole.findings)
     mixed = read_inputs([f"{bucket}/offences/agent-1.pcap", folder / "server-1.pcap"])
     assert {ledger.source for ledger in mixed.coverage} == {"agent-1.pcap", "server-1.pcap"}
+
+
+def unfinished(folder: Path) -> Path:
+    """The recorded parts compacted by a run that was stopped before it deleted any."""
+    shutil.copytree(RECORDED / "live", folder)
+    kept = shutil.copytree(folder, folder.with_name(f"{folder.name}-before"))
+    compact(folder, Rules(), 2**62)
+    for path in kept.rglob("*.parquet"):
+        place = folder / path.relative_to(kept)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(path, place)
+    return folder
+
+
+def test_parts_that_were_replaced_count_once(bucket: str, scheduler: str, tmp_path: Path) -> None:
+    """At an address as in a folder, by workers or not; a part of the same name with other rows counts."""
+    folder = unfinished(tmp_path / "s")
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("s3").put(f"{folder}/", f"{BUCKET}/unfinished/", recursive=True)
+    cluster = cluster_of(RECORDED / "live")
+    whole = analyze(RECORDED / "live", cluster=cluster)
+    assert len(list(folder.rglob("*.parquet"))) == 25 + 6
+    for place in (str(folder), f"{bucket}/unfinished/"):
+        assert len(find_inputs([place])) == 6
+        found = workers.analyze(place, cluster=cluster, scheduler=scheduler)
+        assert found.findings["id"].tolist() == whole.findings["id"].tolist()
+        assert found.sums == {by: summary(whole)[by] for by in found.sums}
+        assert read_inputs([place]).rows["packets"].sum() == read_inputs([folder]).rows["packets"].sum()
+    old = next(path for path in folder.rglob("*/*.parquet") if not path.parts[-3].startswith("date="))
+    other = next(path for path in folder.rglob("*/*.parquet") if path.name != old.name)
+    shutil.copy(other, tmp_path / old.name)
+    fsspec.filesystem("s3").put(str(tmp_path / old.name), f"{BUCKET}/unfinished/again/{old.name}")
+    assert len(find_inputs([f"{bucket}/unfinished/"])) == 7
+    apart = [str(path) for path in folder.iterdir() if path.is_dir()]
+    assert len(find_inputs(apart)) == 6
+
+
+def test_of_an_address_no_more_is_read_than_is_chosen(bucket: str, scheduler: str, tmp_path: Path) -> None:
+    """Compacted parts of another day are not opened there, of others the rows are not read; the same as of a
+    folder.
+    """
+    folder = shutil.copytree(RECORDED / "live", tmp_path / "s")
+    compact(folder, Rules(), 2**62)
+    paths = sorted(folder.glob("date=*/node=*/*.parquet"))
+    cluster = cluster_of(RECORDED / "live")
+    ends = sorted(ledger.end for ledger in read_inputs([folder]).coverage)
+    choice = Choice(since=ends[-3] + 10**6, ports=frozenset((6443, 10250, 8472)))
+    found = analyze(folder, cluster=cluster, choice=choice)
+    assert (len(paths), len(found.coverage)) == (6, 2)
+    store = pytest.importorskip("fsspec").filesystem("s3")
+    read = {ledger.source for ledger in found.coverage}
+    for path in paths:
+        if path.parent.name.removeprefix("node=") not in read:
+            path.write_bytes(b"PAR1 and nothing else")
+    store.put(f"{folder}/", f"{BUCKET}/days/", recursive=True)
+    for place in (str(folder), f"{bucket}/days/"):
+        again = Analysis.of(read_inputs([place], choice=choice), found.cluster, found.spec)
+        pd.testing.assert_frame_equal(again.findings, found.findings)
+        assert sorted(again.coverage, key=str) == sorted(found.coverage, key=str)
+        by_workers = workers.analyze(place, cluster=cluster, scheduler=scheduler, choice=choice)
+        assert_as_on_one(by_workers, found)
+        with pytest.raises(CaptureError):
+            find_inputs([place])
+    with pytest.raises(CaptureError, match="nothing was recorded"):
+        workers.analyze(f"{bucket}/days/", cluster=cluster, scheduler=scheduler, choice=Choice(until=1))
 
 
 def test_flows_written_by_workers_are_read_back(bucket: str, scheduler: str, tmp_path: Path) -> None:

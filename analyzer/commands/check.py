@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from analyzer.commands.chosen import wanted
 from analyzer.commands.judged import analysis_of, overview_of
 from analyzer.commands.options import (
     EXIT_STATUS,
@@ -17,10 +18,14 @@ from analyzer.commands.options import (
     FailOn,
     Inputs,
     MaybeClusterFile,
+    OfNodes,
+    OfPorts,
     Output,
     Scheduler,
+    Since,
     SpecName,
     Threads,
+    Until,
     refuse_threads,
 )
 from analyzer.commands.output import time_text, window_text, write_text
@@ -44,6 +49,8 @@ EPILOG = f"""Examples:
     rke2-flows check day.parquet --cluster nodes.yaml --spec site.yaml --json result.json --fail-on medium
 
     rke2-flows check s3://flows/ -c nodes.yaml --scheduler tcp://10.0.0.5:8786
+
+    rke2-flows check flows/ -c nodes.yaml --since 2h --node agent-1 --port 10250
 
     rke2-flows check flows/ -c nodes.yaml --baseline result.json --accept accept.yaml --junit junit.xml
 
@@ -109,6 +116,10 @@ def check(
     sarif: Annotated[
         str | None, typer.Option(help="Write a SARIF 2.1.0 log here.", show_default=False)
     ] = None,
+    since: Since = None,
+    until: Until = None,
+    node: OfNodes = None,
+    port: OfPorts = None,
     scheduler: Scheduler = None,
     threads: Threads = None,
 ) -> None:
@@ -117,14 +128,17 @@ def check(
     """
     texts = {"json": json_file, "html": html, "template": accept_template, "junit": junit, "sarif": sarif}
     silent = "-" in (output, *texts.values())
+    asked = wanted(since, until, node, port)
     analysis: Told
     if scheduler:
         refuse_threads(threads)
         _refuse(html=html, plots=plots, listeners=listeners)
-        analysis = overview_of(inputs, cluster, spec, scheduler, output)
+        analysis = overview_of(inputs, cluster, spec, scheduler, output, asked)
         step, output = 0, None
     else:
-        analysis, step = analysis_of(inputs, cluster, spec, listeners or (), aside=silent, threads=threads)
+        analysis, step = analysis_of(
+            inputs, cluster, spec, listeners or (), aside=silent, threads=threads, wanted=asked
+        )
     gate = _gate(analysis, fail_on, baseline, accept)
     if not silent:
         _print_analysis(analysis, gate)
@@ -250,11 +264,13 @@ def _head(analysis: Told) -> list[str]:
     roles = ", ".join(f"{n} {role}" for role, n in cluster.to_frame().value_counts("role").items())
     frames = int(ledger["frames"].sum())
     not_ip, lost = int(ledger["not_ip"].sum()), int(ledger["lost"].sum())
-    gaps = frames - int(ledger["flow"].sum()) - not_ip
+    left = int(ledger["not_chosen"].sum())
+    gaps = frames - int(ledger["flow"].sum()) - not_ip - left
+    chosen = f", {left} not chosen" if left else ""
     sources = f"{len(ledger)} source{'' if len(ledger) == 1 else 's'}"
     window = f"{time_text(ledger['start'].min())} to {time_text(ledger['end'].max())}" if frames else "empty"
     stated = [
-        f"coverage       {sources}, {frames} frames ({not_ip} not IP, {gaps} undecoded, {lost} lost)",
+        f"coverage       {sources}, {frames} frames ({not_ip} not IP, {gaps} undecoded, {lost} lost{chosen})",
         f"               {window}",
     ]
     unknown = ["coverage       not known: a flow table without a ledger (only Parquet keeps it)"]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analyzer.commands.chosen import Wanted, wanted
+from analyzer.commands.judged import rows_by_inferred, rows_of
 from analyzer.commands.options import (
     Captures,
+    OfNodes,
+    OfPorts,
     Output,
     Scheduler,
+    Since,
     SpecName,
     Threads,
+    Until,
     nanoseconds,
     refuse_threads,
 )
-from analyzer.errors import CaptureError
+from analyzer.errors import CaptureError, ClusterError
+
+if TYPE_CHECKING:
+    from analyzer.choice import Choice
 
 _FLOW_VIEW = ("client", "client_port", "server", "server_port", "protocol", "tunnel", "vni", "start",
 "packets_out", "packets_in",
@@ -30,6 +39,8 @@ EPILOG = """Examples:
 
     rke2-flows flows s3://captures/2026-11-24/ --scheduler processes -o flows/
 
+    rke2-flows flows flows/ --since 2026-11-24T10:00 --until 2026-11-24T11:00 --port 6443
+
     tcpdump -i eth0 -s 160 -w - | rke2-flows flows -"""
 
 
@@ -40,6 +51,19 @@ def flows(
         str | None, typer.Option(help="One row for each flow and interval, e.g. 60s.", show_default=False)
     ] = None,
     spec: SpecName = "rke2-canal",
+    since: Since = None,
+    until: Until = None,
+    node: OfNodes = None,
+    port: OfPorts = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            "-c",
+            help="Cluster file that --node's names stand in. Without it nodes are inferred from the flows.",
+            show_default=False,
+        ),
+    ] = None,
     scheduler: Scheduler = None,
     threads: Threads = None,
 ) -> None:
@@ -48,18 +72,21 @@ def flows(
     The specification only helps to tell client from server where no SYN was seen; nothing is judged.
     """
     from analyzer import console
-    from analyzer.addresses import read_inputs
     from analyzer.columns import FlowColumns
     from analyzer.spec import load_spec, server_ports
     from analyzer.store import write_columns
 
+    asked = wanted(since, until, node, port)
     if scheduler:
         refuse_threads(threads)
-        _by_workers(captures, output, nanoseconds(interval), spec, scheduler)
+        choice = _choice(asked, cluster)
+        _by_workers(captures, output, nanoseconds(interval), spec, scheduler, choice)
         return
     step, ports = nanoseconds(interval), server_ports(load_spec(spec))
-    with console.reading(captures) as progress:
-        whole = read_inputs(captures, interval=step, progress=progress, threads=threads).settled()
+    if asked.nodes and not cluster:
+        whole = rows_by_inferred(captures, asked, threads, aside=True, interval=step)[0].settled()
+    else:
+        whole = rows_of(captures, threads, _choice(asked, cluster), step).settled()
     table = FlowColumns(whole, ports)
     if output:
         write_columns(table, output, whole.coverage, whole.interval)
@@ -70,6 +97,20 @@ def flows(
         console.note(f"wrote {len(table)} flows to {output}")
 
 
+def _choice(asked: Wanted, cluster: str | None) -> Choice:
+    if not asked.nodes:
+        return asked.of(None)
+    if not cluster:
+        raise ClusterError(
+            "workers cannot infer the nodes",
+            where="--cluster",
+            next_step="write a cluster file with `rke2-flows cluster infer` on some of the inputs",
+        )
+    from analyzer.cluster import load_cluster
+
+    return asked.of(load_cluster(cluster))
+
+
 def _show(table: Any) -> None:
     from analyzer import console
     from analyzer.flows import frame_of
@@ -77,7 +118,9 @@ def _show(table: Any) -> None:
     console.show(frame_of(table.between())[list(_FLOW_VIEW)])
 
 
-def _by_workers(captures: list[str], folder: str | None, step: int, spec: str, scheduler: str) -> None:
+def _by_workers(
+    captures: list[str], folder: str | None, step: int, spec: str, scheduler: str, choice: Choice
+) -> None:
     from analyzer import console, workers
 
     if folder is None:
@@ -88,7 +131,13 @@ def _by_workers(captures: list[str], folder: str | None, step: int, spec: str, s
         )
     with console.counting("tasks") as progress:
         count, coverage = workers.flows(
-            *captures, folder=folder, spec=spec, scheduler=scheduler, interval=step, progress=progress
+            *captures,
+            folder=folder,
+            spec=spec,
+            scheduler=scheduler,
+            interval=step,
+            choice=choice,
+            progress=progress,
         )
     _note_coverage(coverage)
     console.note(f"wrote {count} flows to {folder}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from analyzer.commands.chosen import ALL_WANTED, Wanted
 from analyzer.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from analyzer.analysis import Analysis
+    from analyzer.choice import Choice
     from analyzer.cluster import Cluster
     from analyzer.overview import Overview
     from analyzer.rows import OneWay
@@ -26,8 +28,9 @@ def analysis_of(
     *,
     aside: bool = False,
     threads: int | None = None,
+    wanted: Wanted = ALL_WANTED,
 ) -> tuple[Analysis, int]:
-    """The inputs judged, and their interval in ns.
+    """The inputs judged, as far as they are `wanted`, and their interval in ns.
 
     Without a cluster file the cluster is inferred from the flows, and the first lines say so: on standard
     output, or with `aside` on standard error, which leaves standard output to what was asked for.
@@ -39,18 +42,42 @@ def analysis_of(
 
     rules = load_spec(spec)
     nodes = load_cluster(cluster) if cluster else None
-    rows = rows_of(inputs, threads)
-    whole = nodes or inferred([rows], aside=aside)
+    rows, whole = _rows_and_cluster(inputs, nodes, wanted, threads, aside=aside)
     sockets = [read_listeners(path, nodes=whole.members) for path in listeners]
     analysis = Analysis.of(rows, whole, rules, sockets)
     return analysis if nodes else doubting([analysis], aside=aside)[0], rows.interval
 
 
+def _rows_and_cluster(
+    inputs: list[str], nodes: Cluster | None, wanted: Wanted, threads: int | None, *, aside: bool
+) -> tuple[OneWay, Cluster]:
+    if nodes:
+        return rows_of(inputs, threads, wanted.of(nodes)), nodes
+    return rows_by_inferred(inputs, wanted, threads, aside=aside)
+
+
+def rows_by_inferred(
+    inputs: list[str], wanted: Wanted, threads: int | None, *, aside: bool, interval: int = 0
+) -> tuple[OneWay, Cluster]:
+    """The wanted rows, and the cluster that all flows of the time show."""
+    from analyzer.choice import sift
+
+    rows = rows_of(inputs, threads, wanted.of_time(), interval)
+    found = inferred([rows], aside=aside)
+    return sift(rows, wanted.of(found)), found
+
+
 def overview_of(
-    inputs: list[str], cluster: str | None, spec: str, scheduler: str, folder: str | None = None
+    inputs: list[str],
+    cluster: str | None,
+    spec: str,
+    scheduler: str,
+    folder: str | None = None,
+    wanted: Wanted = ALL_WANTED,
 ) -> Overview:
     """The inputs judged by Dask workers; judged flows go to `folder`, where one is given."""
     from analyzer import console, workers
+    from analyzer.cluster import load_cluster
 
     if not cluster:
         raise ClusterError(
@@ -58,21 +85,34 @@ def overview_of(
             where="--cluster",
             next_step="write a cluster file with `rke2-flows cluster infer` on some of the inputs",
         )
+    nodes = load_cluster(cluster)
+    choice = wanted.of(nodes)
     with console.counting("tasks") as progress:
         found = workers.analyze(
-            *inputs, cluster=cluster, spec=spec, scheduler=scheduler, folder=folder, progress=progress
+            *inputs,
+            cluster=nodes,
+            spec=spec,
+            scheduler=scheduler,
+            folder=folder,
+            choice=choice,
+            progress=progress,
         )
     console.note("by workers no cause is named: `check` on the hours or nodes in question does that")
     return found
 
 
-def rows_of(inputs: list[str], threads: int | None = None) -> OneWay:
-    """What the inputs hold, read with a progress bar."""
+def rows_of(
+    inputs: list[str], threads: int | None = None, choice: Choice | None = None, interval: int = 0
+) -> OneWay:
+    """What the inputs hold of what is chosen, read with a progress bar."""
     from analyzer import console
     from analyzer.addresses import read_inputs
+    from analyzer.choice import ALL
 
     with console.reading(inputs) as progress:
-        return read_inputs(inputs, progress=progress, threads=threads)
+        return read_inputs(
+            inputs, interval=interval, progress=progress, threads=threads, choice=choice or ALL
+        )
 
 
 def inferred(runs: Sequence[OneWay], *, aside: bool) -> Cluster:

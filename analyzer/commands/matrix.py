@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from analyzer.commands.chosen import wanted
 from analyzer.commands.judged import analysis_of, overview_of
 from analyzer.commands.options import (
     By,
     Inputs,
     MaybeClusterFile,
     Measure,
+    OfNodes,
+    OfPorts,
     Scheduler,
+    Since,
     SpecName,
     Threads,
+    Until,
     refuse_threads,
 )
 from analyzer.commands.output import window_text
@@ -31,7 +36,9 @@ EPILOG = """Examples:
 
     rke2-flows matrix captures/ --cluster nodes.yaml --by rule
 
-    rke2-flows matrix captures/ --cluster nodes.yaml --by node -o nodes.svg"""
+    rke2-flows matrix captures/ --cluster nodes.yaml --by node -o nodes.svg
+
+    rke2-flows matrix flows/ --cluster nodes.yaml --since 2026-11-24 --until 2026-11-25"""
 
 
 def matrix(
@@ -43,18 +50,23 @@ def matrix(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Draw it: .png, .svg or .pdf.", show_default=False)
     ] = None,
+    since: Since = None,
+    until: Until = None,
+    node: OfNodes = None,
+    port: OfPorts = None,
     scheduler: Scheduler = None,
     threads: Threads = None,
 ) -> None:
     """Who talks to whom: a matrix by role, node or rule, as text or as a picture."""
     from analyzer import console
 
+    asked = wanted(since, until, node, port)
     analysis: Told
     if scheduler:
         refuse_threads(threads)
-        analysis = overview_of(inputs, cluster, spec, scheduler)
+        analysis = overview_of(inputs, cluster, spec, scheduler, wanted=asked)
     else:
-        analysis, _ = analysis_of(inputs, cluster, spec, threads=threads)
+        analysis, _ = analysis_of(inputs, cluster, spec, threads=threads, wanted=asked)
     table = analysis.matrix(by.value)
     if output is None:
         columns = [

@@ -101,6 +101,38 @@ Scheduler = Annotated[
         show_default=False,
     ),
 ]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Only flows from this time on: 2026-11-24T10:00 (UTC), or 2h for so long ago. A flow, or each "
+        "interval of it, is in whole or not at all.",
+        show_default=False,
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Only flows before this time.", show_default=False)
+]
+OfNodes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--node",
+        metavar="NAME",
+        help="Only flows of this node, whichever end it is, its own or its tunnel's. May be given again.",
+        show_default=False,
+    ),
+]
+OfPorts = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--port",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="Only flows with this port at either end. May be given again.",
+        show_default=False,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -154,3 +186,11 @@ def nanoseconds(text: str | None) -> int:
     if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
         raise typer.BadParameter(f"{text!r} is no duration: write 60s, 5m or 500ms")
     return int(float(number) * _UNITS[unit])
+
+
+def age(text: str) -> int:
+    """As :func:`nanoseconds`, and days: `30d`; `0` for none."""
+    if text == "0":
+        return 0
+    days = text.removesuffix("d")
+    return 24 * nanoseconds(f"{days}h") if days != text else nanoseconds(text)

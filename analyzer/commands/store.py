@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyzer.commands.options import group, nanoseconds
+from analyzer.commands.options import age, group, nanoseconds
 from analyzer.commands.output import time_text
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def store_compact(
     from analyzer import console
     from analyzer.flow_store import Rules, compact
 
-    rules = Rules(nanoseconds(interval), _age(older_than), _size(target_size))
+    rules = Rules(nanoseconds(interval), age(older_than), _size(target_size))
     work = compact(folder, rules, time.time_ns(), dry_run=dry_run)
     _show([_batch(folder, batch) for batch in work.batches])
     _note_rest(work, _done("deleted", dry_run))
@@ -99,7 +99,7 @@ def store_prune(
     from analyzer import console
     from analyzer.flow_store import prune
 
-    work = prune(folder, _age(keep), time.time_ns(), dry_run=dry_run)
+    work = prune(folder, age(keep), time.time_ns(), dry_run=dry_run)
     rows = [
         {
             "part": str(part.path.relative_to(folder)),
@@ -169,14 +169,6 @@ def _time(ns: int) -> str:
     import pandas as pd
 
     return time_text(pd.Timestamp(ns, tz="UTC") if ns else pd.NaT)
-
-
-def _age(text: str) -> int:
-    """Days too: `30d`; and `0` for none."""
-    if text == "0":
-        return 0
-    days = text.removesuffix("d")
-    return 24 * nanoseconds(f"{days}h") if days != text else nanoseconds(text)
 
 
 def _size(text: str) -> int:
