@@ -5,6 +5,7 @@ Arrow.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,14 +16,14 @@ from analyzer._pairing import Addresses
 from analyzer.columns import Masked, Text, Times
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from analyzer._grouping import Array
     from analyzer.columns import Column, FlowColumns
 
 #: flows of a row group: what stands in memory twice while a file is written
-ROW_GROUP = 1 << 17
+ROW_GROUP = 1 << 15
 #: what pandas has to be told: that numbers of which some are missing stay whole ones
 _FOR_PANDAS = {
     "index_columns": [],
@@ -34,15 +35,31 @@ _FOR_PANDAS = {
 }
 
 
-def write_columns(flows: FlowColumns, path: Path, metadata: dict[bytes, bytes]) -> None:
-    """Writes all flows to a Parquet file, :data:`ROW_GROUP` of them at a time."""
+def write_columns(flows: FlowColumns, path: Path, metadata: dict[bytes, bytes], threads: int = 1) -> None:
+    """Writes all flows to a Parquet file, :data:`ROW_GROUP` of them at a time; with several threads the next
+    ones are made while those before them are written.
+    """
     schema = batch_of(flows.between(0, 0)).schema
     # counts and times hardly repeat: a dictionary of them costs time and makes the file longer
     named = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     schema = schema.with_metadata({b"pandas": json.dumps(_FOR_PANDAS).encode(), **metadata})
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=named) as writer:
-        for begin in range(0, len(flows), ROW_GROUP):
-            writer.write_batch(batch_of(flows.between(begin, begin + ROW_GROUP, in_order=False)))
+        for batch in _batches(flows) if threads == 1 else _ahead(_batches(flows)):
+            writer.write_batch(batch)
+
+
+def _batches(flows: FlowColumns) -> Iterator[pa.RecordBatch]:
+    for begin in range(0, len(flows), ROW_GROUP):
+        yield batch_of(flows.between(begin, begin + ROW_GROUP, in_order=False))
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same, the next one made in another thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def batch_of(columns: dict[str, Column]) -> pa.RecordBatch:

@@ -627,13 +627,24 @@ def write_flows(
             _tables.WRITERS[suffix](table, beside)
 
 
+def writer_of(path: str | Path) -> str:
+    """The module that writes such a file, which takes a while to load. Raises CaptureError for a suffix that
+    no format has.
+    """
+    return "analyzer._arrow" if str(path) != "-" and _suffix(path) == ".parquet" else "analyzer._tables"
+
+
 def write_columns(
-    flows: FlowColumns, path: str | Path, coverage: Sequence[Coverage] = (), interval: int = 0
+    flows: FlowColumns,
+    path: str | Path,
+    coverage: Sequence[Coverage] = (),
+    interval: int = 0,
+    threads: int | None = None,
 ) -> None:
     """Writes a flow table that is not judged, as :func:`write_flows` does; as Parquet it is never there as a
-    whole, and pandas is not needed.
+    whole, and pandas is not needed. `threads`: as :func:`read_inputs` has it.
     """
-    if str(path) == "-" or _suffix(path) != ".parquet":
+    if writer_of(path) != "analyzer._arrow":
         from analyzer.flows import frame_of  # noqa: PLC0415  see read_flow_file
 
         write_flows(frame_of(flows.between()), path, coverage, interval)
@@ -641,7 +652,7 @@ def write_columns(
     from analyzer import _arrow  # noqa: PLC0415  see _opened
 
     with replacing(path) as beside:
-        _arrow.write_columns(flows, beside, _flow_notes(coverage, interval))
+        _arrow.write_columns(flows, beside, _flow_notes(coverage, interval), threads or os.cpu_count() or 1)
 
 
 def _suffix(path: str | Path) -> str:

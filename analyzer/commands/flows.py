@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,7 +77,7 @@ def flows(
     from analyzer import console
     from analyzer.columns import FlowColumns
     from analyzer.spec import load_spec, server_ports
-    from analyzer.store import write_columns
+    from analyzer.store import write_columns, writer_of
 
     asked = wanted(since, until, node, port)
     if scheduler:
@@ -83,13 +86,16 @@ def flows(
         _by_workers(captures, output, nanoseconds(interval), spec, scheduler, choice)
         return
     step, ports = nanoseconds(interval), server_ports(load_spec(spec))
+    writer = writer_of(output) if output else "analyzer.flows"
     if asked.nodes and not cluster:
         whole = rows_by_inferred(captures, asked, threads, aside=True, interval=step)[0].settled()
     else:
         whole = rows_of(captures, threads, _choice(asked, cluster), step).settled()
+    if (threads or os.cpu_count() or 1) > 1:  # pairing needs no interpreter: what writes is loaded meanwhile
+        Thread(target=import_module, args=[writer], daemon=True).start()
     table = FlowColumns(whole, ports)
     if output:
-        write_columns(table, output, whole.coverage, whole.interval)
+        write_columns(table, output, whole.coverage, whole.interval, threads)
     else:
         _show(table)
     _note_coverage(whole.coverage)
