@@ -59,7 +59,7 @@ _PLACE = re.compile(
     rf"(?:^|/)date=(\d{{4}}-\d\d-\d\d)/node=([^/]+)/({_STAMP})-({_STAMP})(?:-\d+)?\.parquet\Z", re.ASCII
 )
 _OF_A_CHOICE = ("not_chosen", "parts_not_read")  # fields of a ledger
-GROUP_ROWS = 1 << 14  # rows that are read or left unread together
+GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 _CAPTURE_MAGICS = (
     b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
