@@ -42,23 +42,23 @@ TINY = 100  # flows of a part that is nothing but a file
 
 @dataclass(frozen=True)
 class Plan:
-    """Stores, as (flows of a node and minute, minutes): three to tell start, part and row apart, and of the
-    large one the part that is checked.
+    """Stores, as (flows of a node and minute, minutes): two to tell start and row apart, and of the large one
+    the part that is checked.
 
     `phases`: nodes of the cluster whose minute is taken through each step by itself; `rows`: of the large
     store.
     """
 
     nodes: int
-    stores: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    stores: tuple[tuple[int, int], tuple[int, int]]
     checked: tuple[int, int]
     phases: int
     rows: int
     scheduler: str = "processes"
 
 
-FULL = Plan(1_000, ((1_000, 1), (4_000, 1), (1_000, 4)), (10_000, 2), 100, 200_000_000)
-QUICK = Plan(6, ((60, 1), (240, 1), (60, 3)), (400, 2), 6, 8_000, scheduler="threads")
+FULL = Plan(1_000, ((1_000, 1), (4_000, 1)), (10_000, 2), 100, 200_000_000)
+QUICK = Plan(6, ((60, 1), (240, 1)), (400, 2), 6, 8_000, scheduler="threads")
 
 
 # ---- processes of their own ----
