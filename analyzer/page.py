@@ -239,7 +239,8 @@ def _verdict(doc: Mapping[str, Any]) -> str:
     )
     grave = " and ".join(f"{number(n)} {severity}" for severity, n in _grave(doc).items())
     found = f"{grave} {'finding' if sum(_grave(doc).values()) == 1 else 'findings'}: " if grave else ""
-    text = f"{found}{said}{_limits(doc)}."
+    chosen = "among the chosen flows only, " if any(one["not_chosen"] for one in doc["coverage"]) else ""
+    text = f"{chosen}{found}{said}{_limits(doc)}."
     return text[0].upper() + text[1:]
 
 

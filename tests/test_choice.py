@@ -4,6 +4,7 @@ and chosen from; what a reader spares itself may change no number.
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -38,7 +39,7 @@ from analyzer.page import render
 from analyzer.report import document
 from analyzer.rows import NO_TIME, Coverage, OneWay, merge
 from analyzer.spec import load_spec
-from analyzer.store import GROUP_ROWS, expand, place_of, read_flows, read_inputs, read_notes, write_rows
+from analyzer.store import expand, place_of, read_flows, read_inputs, read_notes, write_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -522,7 +523,6 @@ def test_an_earlier_version_reads_what_was_not_chosen_from(tmp_path: Path) -> No
     write_rows(recorded(timed(talk(("10.10.0.21", 40000), ("10.10.0.11", 6443)))), path)
     assert b"not_chosen" not in pq.read_metadata(path).metadata[b"rke2-flows"]
     assert Coverage("x").not_chosen == 0
-    assert GROUP_ROWS > 1
 
 
 def test_a_run_of_what_was_chosen_says_so_beside_another() -> None:
@@ -535,8 +535,9 @@ def test_a_run_of_what_was_chosen_says_so_beside_another() -> None:
     notes = [note for note in compare(old, new).notes if "chosen" in note]
     assert notes == ["the new run is of chosen flows: what is not in it may not have been asked for"]
     assert not [note for note in compare(old, old).notes if "chosen" in note]
+    assert "Among the chosen flows only, " in re.findall("<h1[^>]*>.*?</h1>", render(part), re.DOTALL)[0]
     assert "not chosen" in render(part)
-    assert "not chosen" not in render(whole)
+    assert not re.search("not chosen|chosen flows", render(whole))
 
 
 # ---- the command line ----
@@ -608,14 +609,21 @@ def test_the_commands(asked: tuple[str, ...], tmp_path: Path) -> None:
     status, text, _ = run("check", LIVE, *cluster, *asked, "--fail-on", "never", "-o", tmp_path / "x.csv")
     assert status == 0
     assert "not chosen)" in text
+    assert "# Chosen flows, by verdict" in text
+    assert "# All flows, by verdict" in run("check", LIVE, *cluster, "--fail-on", "never")[1]
     ports = pd.read_csv(tmp_path / "x.csv", dtype=str)["server_port"].tolist()
     assert len(ports) > 0
     assert set(ports) <= {"6443", "10250"}
     status, text, said = run("flows", LIVE, *cluster, *asked, "-o", tmp_path / "y.parquet")
     assert (status, "not chosen" in said) == (0, True), said
     assert f"wrote {len(ports)} flows" in said
-    status, text, _ = run("matrix", LIVE, *cluster, *asked, "--by", "node")
-    assert status == 0
+    status, text, said = run("matrix", LIVE, *cluster, *asked, "--by", "node")
+    assert (status, "of chosen flows only" in said) == (0, True)
+    assert "chosen" not in run("matrix", LIVE, *cluster, "--by", "node")[2]
+    for words, only in ((asked, True), ((), False)):
+        picture = tmp_path / f"{only}.svg"
+        assert run("matrix", LIVE, *cluster, *words, "-o", picture)[0] == 0
+        assert ("chosen flows only" in picture.read_text()) is only
     status, inferred, said = run("matrix", LIVE, *asked[:4], "--port", "6443", "--by", "node")
     assert (status, "inferred" in inferred) == (0, True)
     assert run("flows", LIVE, "--since", "1970-01-01", "--until", "1970-01-02")[0] == 2

@@ -28,7 +28,7 @@ from analyzer.commands.options import (
     Until,
     refuse_threads,
 )
-from analyzer.commands.output import time_text, window_text, write_text
+from analyzer.commands.output import is_chosen, time_text, window_text, write_text
 from analyzer.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -199,9 +199,10 @@ def _print_analysis(analysis: Told, gate: Gate) -> None:
     for line in _head(analysis):
         console.say(line)
     console.say()
-    console.show(_counts(summary(analysis)["verdicts"], "verdict"), "All flows, by verdict")
+    which = "Chosen" if is_chosen(analysis) else "All"
+    console.show(_counts(summary(analysis)["verdicts"], "verdict"), f"{which} flows, by verdict")
     console.say()
-    console.show(_counts(summary(analysis)["scopes"], "scope"), "All flows, by scope")
+    console.show(_counts(summary(analysis)["scopes"], "scope"), f"{which} flows, by scope")
     console.say()
     if isinstance(analysis, Analysis) and analysis.sockets:
         console.show(crossing(analysis, analysis.sockets), "Documented, listening, observed")

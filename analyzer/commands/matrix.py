@@ -23,7 +23,7 @@ from analyzer.commands.options import (
     Until,
     refuse_threads,
 )
-from analyzer.commands.output import window_text
+from analyzer.commands.output import is_chosen, window_text
 from analyzer.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def matrix(
             name for name in table.columns if name == measure.value or name.startswith(f"{measure.value}_")
         ]
         console.show(table[columns].reset_index())
+        if is_chosen(analysis):
+            console.note("of chosen flows only")
         return
     _draw(table, by.value, measure.value, output, analysis)
     console.note(f"wrote {output}")

@@ -44,7 +44,13 @@ def time_text(value: Any) -> str:
     return "unknown" if pd.isna(value) else value.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def is_chosen(analysis: Told) -> bool:
+    """Whether the inputs hold other flows too, which were not asked for."""
+    return bool(analysis.ledger["not_chosen"].sum())
+
+
 def window_text(analysis: Told) -> str:
-    """From the first packet of all sources to the last."""
+    """From the first packet of all sources to the last, and whether that is about some flows only."""
     ledger = analysis.ledger
-    return f"{time_text(ledger['start'].min())} to {time_text(ledger['end'].max())}"
+    only = ", chosen flows only" if is_chosen(analysis) else ""
+    return f"{time_text(ledger['start'].min())} to {time_text(ledger['end'].max())}{only}"
