@@ -138,7 +138,7 @@ Threads = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="How many threads read captures; by default one for each core. The result is the same.",
+        help="How many threads read captures at most; by default as many as pay. The result is the same.",
         show_default=False,
     ),
 ]
