@@ -280,13 +280,26 @@ static void count_quote(struct meter *m, const struct frame *f, const struct pac
         count_packet(m, &p->key, &more);
 }
 
+/* By parts: of a whole one's zeros gcc makes `rep stos`, which takes a tenth of a frame's time. */
+static inline void packet_clear(struct packet *p)
+{
+    __u8 *at = (__u8 *)p;
+
+    memset(at, 0, 32);
+    memset(at + 32, 0, 32);
+    memset(at + 64, 0, 32);
+    memset(at + 96, 0, sizeof(*p) - 96);
+}
+
 static void count_inner(struct meter *m, const struct frame *f, struct cursor *c, struct packet *outer)
 {
     for (int layer = 1; layer < PACKET_LAYERS && outer->next != NEXT_NONE; layer++) {
-        struct packet inner = {0};
+        struct packet inner;
         bool quote = outer->next == NEXT_QUOTE;
-        int result = outer->next == NEXT_CUT ? TRUNCATED : parse_inner(c, outer, &inner);
+        int result;
 
+        packet_clear(&inner);
+        result = outer->next == NEXT_CUT ? TRUNCATED : parse_inner(c, outer, &inner);
         if (result == PARSED && quote)
             count_quote(m, f, &inner);
         else if (result == PARSED)
@@ -312,11 +325,14 @@ static inline void note_time(struct ledger *ledger, __u64 time)
 static inline void count_frame(struct meter *m, const struct frame *f)
 {
     struct cursor c = {.base = f->bytes, .have = f->captured, .end = f->wire > f->captured ? f->wire : f->captured};
-    struct packet p = {.key = {.interface = f->interface, .direction = f->direction}};
+    struct packet p;
     int result;
 
     m->ledger.frames++;
     note_time(&m->ledger, f->time);
+    packet_clear(&p);
+    p.key.interface = f->interface;
+    p.key.direction = f->direction;
     result = parse_frame(&c, f->link, &p);
     if (result != PARSED) {
         m->ledger.results[result]++;
