@@ -80,20 +80,25 @@ static int count_all(struct queued *at, unsigned length, struct table *t)
 
 /* ---- a thread that counts ---- */
 
-/* To wake a thread takes a tenth of the time for a batch; all of them fit where cores share memory. */
+/* All of them fit where cores share memory. */
 struct batch {
     struct queued at[BATCH_LENGTH];
     unsigned length;
 };
 
-/* One thread puts batches, the other counts them. Only who waits for the other has something to be woken for. */
+/*
+ * One thread puts batches, the other counts them. Who has to wait for the other waits for half of all batches: to be
+ * woken for each takes a tenth of the time, and more where other threads want the cores too.
+ */
 struct beside {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct table *table;
     __u64 put, counted; /* batches */
+    __u64 left;         /* batches not counted at which who puts them goes on */
     unsigned length;    /* packets of a batch */
+    bool hurry;         /* what is put is waited for, or the last */
     bool ending, no_memory;
     struct batch batches[BATCHES];
 };
@@ -104,8 +109,9 @@ static struct batch *batch_take(struct beside *b)
     struct batch *batch;
 
     pthread_mutex_lock(&b->lock);
-    while (b->counted == b->put && !b->ending)
-        pthread_cond_wait(&b->changed, &b->lock);
+    if (b->counted == b->put)
+        while (b->put - b->counted < (b->hurry ? 1 : BATCHES / 2) && !b->ending)
+            pthread_cond_wait(&b->changed, &b->lock);
     batch = b->counted == b->put ? NULL : &b->batches[b->counted % BATCHES];
     pthread_mutex_unlock(&b->lock);
     return batch;
@@ -122,23 +128,47 @@ static void *count_batches(void *argument)
         pthread_mutex_lock(&b->lock);
         b->counted++;
         b->no_memory |= failed;
-        pthread_cond_signal(&b->changed);
+        if (b->put - b->counted <= b->left)
+            pthread_cond_signal(&b->changed);
         pthread_mutex_unlock(&b->lock);
     }
     return NULL;
 }
 
-/* Hands a batch over and waits until at most `left` of them are not counted; -1 when memory is out. */
-static int batch_put(struct beside *b, bool one, unsigned left)
+/* Waits, with the lock, until so many batches at most are not counted. */
+static void batch_wait(struct beside *b, __u64 left)
+{
+    b->left = left;
+    while (b->put - b->counted > left)
+        pthread_cond_wait(&b->changed, &b->lock);
+}
+
+/* Hands a batch over and waits where there is no room for one more; -1 when memory is out. */
+static int batch_put(struct beside *b)
 {
     bool failed;
 
     pthread_mutex_lock(&b->lock);
-    b->put += one;
-    if (one)
+    b->put++;
+    if (b->put - b->counted >= BATCHES / 2)
         pthread_cond_signal(&b->changed);
-    while (b->put - b->counted > left)
-        pthread_cond_wait(&b->changed, &b->lock);
+    if (b->put - b->counted == BATCHES)
+        batch_wait(b, BATCHES / 2);
+    failed = b->no_memory;
+    pthread_mutex_unlock(&b->lock);
+    return failed ? -1 : 0;
+}
+
+/* Waits until all is counted; -1 when memory is out. */
+static int batch_settle(struct beside *b)
+{
+    bool failed;
+
+    pthread_mutex_lock(&b->lock);
+    b->hurry = true;
+    pthread_cond_signal(&b->changed);
+    batch_wait(b, 0);
+    b->hurry = false;
     failed = b->no_memory;
     pthread_mutex_unlock(&b->lock);
     return failed ? -1 : 0;
@@ -213,7 +243,7 @@ static int queue_flush(struct queue *q)
     if (!q->beside)
         return count_all(q->at, length, q->table);
     q->beside->batches[q->beside->put % BATCHES].length = length;
-    failed = batch_put(q->beside, true, BATCHES - 1);
+    failed = batch_put(q->beside);
     queue_next_batch(q);
     return failed;
 }
@@ -246,7 +276,7 @@ static int queue_settle(struct queue *q)
 {
     int failed = q->count ? queue_flush(q) : 0;
 
-    return (q->beside && batch_put(q->beside, false, 0)) || failed ? -1 : 0;
+    return (q->beside && batch_settle(q->beside)) || failed ? -1 : 0;
 }
 
 static void queue_free(struct queue *q)
