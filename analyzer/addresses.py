@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from analyzer import store as tables
-from analyzer.capture.offline import Progress, read_capture, source_names
+from analyzer.capture.offline import read_capture, source_names
 from analyzer.choice import ALL, Choice, choose, with_unread
 from analyzer.errors import AnalyzerError, CaptureError, LiveError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from analyzer.capture.reading import Early
+    from analyzer.capture.streams import Progress
     from analyzer.choice import Unread
     from analyzer.rows import OneWay
 
@@ -160,10 +162,13 @@ def read_inputs(
     progress: Progress = lambda _: None,
     threads: int | None = None,
     choice: Choice = ALL,
+    early: Early | None = None,
 ) -> OneWay:
     """As :func:`analyzer.store.read_inputs`, and addresses too."""
     if not any(map(is_address, given)):
-        return tables.read_inputs(given, interval=interval, progress=progress, threads=threads, choice=choice)
+        return tables.read_inputs(
+            given, interval=interval, progress=progress, threads=threads, choice=choice, early=early
+        )
     adding, workers = tables.Adding(), threads or os.cpu_count() or 1
     found = sources(find_inputs(given, choice))
     with ThreadPoolExecutor(workers) as pool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from analyzer.commands import check, cluster, diff, evidence, flows, listeners, live, matrix, spec, store
+from analyzer.commands.early import foreseen
 from analyzer.commands.options import EXIT_STATUS, INPUT_FAULT, INTERRUPTED, NOTHING, group
 from analyzer.errors import AnalyzerError
 
@@ -73,7 +74,8 @@ def main() -> NoReturn:
     if sys.stderr is None:  # closed from the start: what is said must not go into the data
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process
         os.dup2(sys.stderr.fileno(), 2)
-    status = _run()
+    with foreseen(sys.argv[1:]):
+        status = _run()
     gc.freeze()  # what is there goes with the process: looking for cycles in it takes as long as an import
     sys.exit(status)
 

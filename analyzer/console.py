@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from analyzer.capture.offline import Progress
+    from analyzer.capture.streams import Progress
 
 #: a look for a word, wherever it stands in a table
 STYLES = {

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analyzer.capture.offline import CutFrames, Progress, cut_capture, source_names
+from analyzer.capture.offline import CutFrames, cut_capture, source_names
 from analyzer.capture.pcapng import Writer
 from analyzer.errors import CaptureError
 from analyzer.evidence import Evidence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyzer.analysis import Analysis
+    from analyzer.capture.streams import Progress
     from analyzer.rows import Rows
 
 Indices = npt.NDArray[np.intp]

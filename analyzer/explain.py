@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analyzer.analysis import Analysis
-    from analyzer.capture.offline import Progress
+    from analyzer.capture.streams import Progress
 
 #: frames of each direction of a flow: handshakes, requests and banners stand at its begin
 FRAMES_OF_FLOW = 200

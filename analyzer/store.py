@@ -23,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from analyzer.capture.offline import COMPRESSIONS, Progress, read_captures
+from analyzer.capture.offline import read_captures
+from analyzer.capture.streams import COMPRESSIONS, Progress
 from analyzer.choice import (
     ALL,
     BOUNDED,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from analyzer.capture.reading import Early
     from analyzer.columns import FlowColumns
 
 T = TypeVar("T")
@@ -86,6 +88,7 @@ def read_inputs(
     progress: Progress = lambda _: None,
     threads: int | None = None,
     choice: Choice = ALL,
+    early: Early | None = None,
 ) -> OneWay:
     """Captures, flow files, parts of a live capture and folders of them, as one table of one-way rows. ``-``
     is a capture on standard input.
@@ -96,7 +99,7 @@ def read_inputs(
 
     `choice`: which rows, as :func:`analyzer.choice.choose` has it of each input. Parts that recorded nothing
     in the time are not read, compacted ones not even opened; of the others groups of rows are not read that
-    hold none. `threads`: as :func:`~analyzer.capture.offline.read_captures` has it.
+    hold none. `threads` and `early`: as :func:`~analyzer.capture.offline.read_captures` has them.
 
     Raises CaptureError where one is missing or is neither, where a folder holds none, and where nothing was
     recorded in the time.
@@ -105,7 +108,9 @@ def read_inputs(
         beyond = Beyond(choice)
         files = list(expand(paths, beyond))
         try:
-            return _read_files(selected(files, read_notes, beyond), interval, progress, threads, choice)
+            return _read_files(
+                selected(files, read_notes, beyond), interval, progress, threads, choice, early
+            )
         except CaptureError:
             if not _vanished(files, paths):
                 raise
@@ -203,12 +208,13 @@ def _read_files(
     progress: Progress,
     threads: int | None,
     choice: Choice,
+    early: Early | None,
 ) -> OneWay:
     tables = {path: kind_of(path) in FLOW_FILES for path, _ in files}
     captures = [path for path in tables if not tables[path]]
     adding = Adding()
     if captures:
-        read = read_captures(captures, interval=interval, progress=progress, threads=threads)
+        read = read_captures(captures, interval=interval, progress=progress, threads=threads, early=early)
         adding.add(choose(read, choice))
     workers = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:

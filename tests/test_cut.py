@@ -46,7 +46,8 @@ from runs import recorded
 
 from analyzer.analysis import Analysis, analyze
 from analyzer.capture import _reader
-from analyzer.capture.offline import SEED, CutFrames, cut_capture, read_capture
+from analyzer.capture.offline import CutFrames, cut_capture, read_capture
+from analyzer.capture.reading import SEED
 from analyzer.cut import Cut, cut, flows_of, keys_of
 from analyzer.errors import CaptureError
 from analyzer.flows import pair

@@ -16,7 +16,8 @@ from frames import EPOCH, FILES, NS, Frame, datagram, pcap, save, traffic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzer.capture.offline import MAX_ROWS, read_capture, read_captures
+from analyzer.capture.offline import read_capture, read_captures
+from analyzer.capture.reading import MAX_ROWS
 
 if TYPE_CHECKING:
     from pathlib import Path

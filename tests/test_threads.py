@@ -12,6 +12,7 @@ import struct
 import subprocess
 import threading
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,7 +39,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from analyzer.capture import _reader, offline
+from analyzer.capture import _reader, reading, streams
 from analyzer.capture.offline import read_capture, read_captures
 from analyzer.cli import app
 from analyzer.errors import CaptureError
@@ -77,10 +78,10 @@ def seen(read: Callable[[], OneWay]) -> tuple[object, ...]:
 def shared(path: Path, batch: int, interval: int = 0, max_rows: int = 0) -> tuple[object, ...]:
     """What several threads say of a file that is worth it from its first byte on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "BATCH", batch)
-        patch.setattr(offline, "LARGE", 1)
-        patch.setattr(offline, "CHUNK", 5000)
-        return seen(lambda: read_capture(path, "one", interval, max_rows=max_rows, threads=offline.MOST))
+        patch.setattr(reading, "BATCH", batch)
+        patch.setattr(reading, "LARGE", 1)
+        patch.setattr(streams, "CHUNK", 5000)
+        return seen(lambda: read_capture(path, "one", interval, max_rows=max_rows, threads=reading.MOST))
 
 
 def alone(path: Path, interval: int = 0, max_rows: int = 0) -> tuple[object, ...]:
@@ -180,7 +181,7 @@ def large(tmp_path: Path) -> Path:
     """One that is worth a second thread."""
     frames = timed(talk(("10.10.0.21", 40000), ("10.10.0.11", 6443), 8000))
     path = save(tmp_path, "large", pcap(frames, "ns"))
-    assert path.stat().st_size > 2 * offline.LARGE
+    assert path.stat().st_size > 2 * reading.LARGE
     return path
 
 
@@ -199,17 +200,17 @@ def ends_with(count: int) -> bool:
 
 def watched(monkeypatch: pytest.MonkeyPatch, *paths: Path, threads: int) -> tuple[OneWay, int]:
     """What is read, and by how many threads beside those that the process has anyway."""
-    most, fill = 0, offline._fill
+    most, consulted = 0, reading.Reading.goes_on
 
-    def noting(*arguments: Any) -> int:
+    def noting(job: reading.Reading) -> bool:
         nonlocal most
         most = max(most, tasks())
-        return fill(*arguments)
+        return consulted(job)
 
     time.sleep(0.05)  # threads of the test before may still be listed
     before = tasks()
     with monkeypatch.context() as patch:
-        patch.setattr(offline, "_fill", noting)
+        patch.setattr(reading.Reading, "goes_on", noting)
         table = read_captures(paths, threads=threads)
     assert ends_with(before)
     return table, most - before + 1
@@ -220,13 +221,13 @@ def test_as_many_threads_as_asked_for(
     threads: int, plain: int, packed: int, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zipped = save(large.parent, "packed", COMPRESSIONS["gzip"](large.read_bytes()))
-    monkeypatch.setattr(offline, "LARGE", zipped.stat().st_size)
+    monkeypatch.setattr(reading, "LARGE", zipped.stat().st_size)
     assert watched(monkeypatch, large, threads=threads)[1] == plain
     assert watched(monkeypatch, zipped, threads=threads)[1] == packed
 
 
 def test_a_small_file_is_not_worth_a_thread(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = save(large.parent, "small", large.read_bytes()[: offline.LARGE - 1])
+    small = save(large.parent, "small", large.read_bytes()[: reading.LARGE - 1])
     assert watched(monkeypatch, small, threads=2)[1] == 1
 
 
@@ -283,12 +284,10 @@ def test_rows_can_be_asked_for_at_any_time(large: Path) -> None:
     data = large.read_bytes()
     alone, beside = _reader.Reader(1, 0), _reader.Reader(1, 0)
     beside.count_beside(1024)
-    at = 0
-    for end in (24, 1000, 90_000, len(data)):
-        used = alone.consume(data[at:end])
-        assert beside.consume(data[at:end]) == used
+    for begin, end in pairwise((0, 24, 1000, 90_000, len(data))):
+        for reader in (alone, beside):
+            reader.consume(data[begin:end])
         assert (alone.count(), alone.ledger()) == (beside.count(), beside.ledger())
-        at += used
     assert bytes(alone.take_rows()) == bytes(beside.take_rows())
     with pytest.raises(RuntimeError, match="taken"):
         beside.consume(b"")
@@ -312,8 +311,8 @@ def test_the_option(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RECORDED / "offences"
     words = [command, str(folder)] + ["--cluster", str(folder / "cluster.yaml")] * (command != "flows")
     one = CliRunner().invoke(app, [*words, "--threads", "1"])
-    monkeypatch.setattr(offline, "LARGE", 10_000)
-    monkeypatch.setattr(offline, "BATCH", 5)
+    monkeypatch.setattr(reading, "LARGE", 10_000)
+    monkeypatch.setattr(reading, "BATCH", 5)
     many = CliRunner().invoke(app, [*words, "--threads", "12"])
     assert many.stdout == one.stdout
     assert many.exit_code == one.exit_code < 2

@@ -19,7 +19,7 @@ import zstandard
 from frames import COMPRESSIONS, EPOCH, Frame, Pipe, pcap, save, segment, talk, timed
 from packets import ACK
 
-from analyzer.capture import offline
+from analyzer.capture import streams
 from analyzer.capture.offline import cut_capture, read_capture, read_captures
 from analyzer.errors import CaptureError
 from analyzer.rows import ROW, OneWay
@@ -77,15 +77,15 @@ def through_a_pipe(data: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[object
 
 
 def test_the_capture_is_of_many_pieces() -> None:
-    assert len(DATA) > 2 * offline.PIECES * offline.PIECE
-    assert all(len(COMPRESSIONS[kind](DATA)) > 2 * offline.CHUNK for kind in KINDS)
+    assert len(DATA) > 2 * streams.PIECES * streams.PIECE
+    assert all(len(COMPRESSIONS[kind](DATA)) > 2 * streams.CHUNK for kind in KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("piece", [2, 4099, offline.PIECE])
+@pytest.mark.parametrize("piece", [2, 4099, streams.PIECE])
 def test_the_same_as_plain(kind: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DATA if piece > 2 else DATA[:20000]
-    monkeypatch.setattr(offline, "PIECE", piece)
+    monkeypatch.setattr(streams, "PIECE", piece)
     packed = save(tmp_path, "packed", COMPRESSIONS[kind](data))
     plain = save(tmp_path, "plain", data)
     assert seen(lambda: read_capture(packed, SOURCE)) == seen(lambda: read_capture(plain, SOURCE))
@@ -105,7 +105,7 @@ def test_pieces_are_unpacked_in_another_thread(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(stream, "readinto1", noted)
         return cast("IO[bytes]", stream)
 
-    monkeypatch.setattr(offline, "COMPRESSIONS", ((b"\x1f\x8b", "gzip", noting),))
+    monkeypatch.setattr(streams, "COMPRESSIONS", ((b"\x1f\x8b", "gzip", noting),))
     path = save(tmp_path, "packed", gzip.compress(DATA))
     read_capture(path)
     assert names == {"unpack"}

@@ -6,16 +6,27 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "_formats.h"
+#include "_stream.h"
 
 struct reader_object {
     PyObject_HEAD struct reader reader;
+    struct stream stream;
     bool busy;
 };
 
 static struct reader *reader_of(PyObject *self)
 {
     return &((struct reader_object *)self)->reader;
+}
+
+static struct stream *stream_of(PyObject *self)
+{
+    return &((struct reader_object *)self)->stream;
+}
+
+static void set_busy(PyObject *self, bool busy)
+{
+    ((struct reader_object *)self)->busy = busy;
 }
 
 /* False, with an exception set, while another thread fills the reader. */
@@ -100,32 +111,73 @@ static void reader_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
 
     meter_free(&r->meter);
+    stream_free(stream_of(self));
     free(r->interfaces);
     PyObject_Free(self);
     Py_DECREF(type);
+}
+
+/* False, with an exception set, where nothing more can be read. */
+static bool is_reading(PyObject *self)
+{
+    if (!is_idle(self))
+        return false;
+    if (!reader_of(self)->meter.table.index)
+        PyErr_SetString(PyExc_RuntimeError, "the reader's rows were taken");
+    return reader_of(self)->meter.table.index;
 }
 
 static PyObject *reader_consume(PyObject *self, PyObject *buffer)
 {
     struct reader *r = reader_of(self);
     Py_buffer view;
-    size_t done;
 
-    if (!is_idle(self))
+    if (!is_reading(self) || PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE))
         return NULL;
-    if (!r->meter.table.index) {
-        PyErr_SetString(PyExc_RuntimeError, "the reader's rows were taken");
-        return NULL;
-    }
-    if (PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE))
-        return NULL;
-    ((struct reader_object *)self)->busy = true;
+    set_busy(self, true);
     Py_BEGIN_ALLOW_THREADS;
-    done = consume(r, view.buf, (size_t)view.len);
+    stream_put(stream_of(self), r, view.buf, (size_t)view.len);
     Py_END_ALLOW_THREADS;
-    ((struct reader_object *)self)->busy = false;
+    set_busy(self, false);
     PyBuffer_Release(&view);
-    return r->meter.no_memory ? PyErr_NoMemory() : PyLong_FromSize_t(done);
+    if (r->meter.no_memory)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* As in PEP 475: who sent a signal is heard, and what it interrupted goes on. */
+static long long read_for(PyObject *self, int descriptor, __u64 ns)
+{
+    long long count;
+
+    do {
+        set_busy(self, true);
+        Py_BEGIN_ALLOW_THREADS;
+        count = stream_read(stream_of(self), reader_of(self), descriptor, ns);
+        Py_END_ALLOW_THREADS;
+        set_busy(self, false);
+    } while (count < 0 && errno == EINTR && !PyErr_CheckSignals());
+    return count;
+}
+
+static PyObject *reader_read(PyObject *self, PyObject *args)
+{
+    unsigned long long size, ns;
+    long long count;
+    int descriptor;
+
+    if (!PyArg_ParseTuple(args, "iKK", &descriptor, &size, &ns) || !is_reading(self))
+        return NULL;
+    if (!size)
+        return PyErr_Format(PyExc_ValueError, "pieces of no bytes are none");
+    if (stream_piece(stream_of(self), (size_t)size))
+        return PyErr_NoMemory();
+    count = read_for(self, descriptor, ns);
+    if (reader_of(self)->meter.no_memory)
+        return PyErr_NoMemory();
+    if (count < 0)
+        return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+    return PyLong_FromLongLong(count);
 }
 
 static PyObject *reader_count_beside(PyObject *self, PyObject *length)
@@ -147,12 +199,12 @@ static bool is_settled(PyObject *self)
 
     if (!is_idle(self))
         return false;
-    ((struct reader_object *)self)->busy = true;
+    set_busy(self, true);
     Py_BEGIN_ALLOW_THREADS;
     if (queue_settle(&m->queue))
         m->no_memory = true;
     Py_END_ALLOW_THREADS;
-    ((struct reader_object *)self)->busy = false;
+    set_busy(self, false);
     if (m->no_memory)
         PyErr_NoMemory();
     return !m->no_memory;
@@ -298,13 +350,14 @@ static PyObject *reader_ledger(PyObject *self, PyObject *Py_UNUSED(none))
         dropped += r->interfaces[i].dropped;
     if (r->packet_drops > dropped)
         dropped = r->packet_drops;
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK ss si}", "frames", l->frames, "flow",
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK ss si}", "frames", l->frames, "flow",
                          l->results[PARSED] - no_room[0], "overflow", no_room[0], "inner_overflow", no_room[1],
                          "not_ip", l->results[NOT_IP], "truncated", l->results[TRUNCATED], "malformed",
                          l->results[MALFORMED], "unsupported", l->results[UNSUPPORTED], "fragment", l->fragments,
                          "inner_not_ip", l->inner[NOT_IP], "inner_truncated", l->inner[TRUNCATED], "inner_malformed",
                          l->inner[MALFORMED], "inner_fragment", l->inner_fragments, "lost", dropped, "start", l->start,
-                         "end", l->end, "offset", r->offset, "fault", r->fault, "format", (int)r->format);
+                         "end", l->end, "offset", r->offset, "rest", r->fault[0] ? 0 : (__u64)stream_of(self)->length,
+                         "fault", r->fault, "format", (int)r->format);
 }
 
 static PyObject *reader_interfaces(PyObject *self, PyObject *Py_UNUSED(none))
@@ -349,7 +402,11 @@ static PyObject *reader_links(PyObject *self, PyObject *Py_UNUSED(none))
 }
 
 static PyMethodDef reader_methods[] = {
-    {"consume", reader_consume, METH_O, "consume(buffer) -> int: bytes of whole records read from its beginning"},
+    {"consume", reader_consume, METH_O,
+     "consume(buffer) -> None: the capture's next bytes; what is no whole record yet is kept for the next call"},
+    {"read", reader_read, METH_VARARGS,
+     "read(descriptor, size, ns) -> int: consumes what is read from it for about so long, `size` bytes at a time; how "
+     "many they were, 0 at its end"},
     {"count_beside", reader_count_beside, METH_O,
      "count_beside(packets) -> None: from now on a thread beside the caller's counts, so many packets at a time, where "
      "one is to be had"},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analyzer.capture.reading import threads_of
 from analyzer.commands.chosen import Wanted, wanted
+from analyzer.commands.early import begun
 from analyzer.commands.judged import rows_by_inferred, rows_of
 from analyzer.commands.options import (
     Captures,
@@ -74,25 +75,37 @@ def flows(
 
     The specification only helps to tell client from server where no SYN was seen; nothing is judged.
     """
-    from analyzer import console
-    from analyzer.columns import FlowColumns
-    from analyzer.spec import load_spec, server_ports
-    from analyzer.store import write_columns, writer_of
-
-    asked = wanted(since, until, node, port)
+    asked, step = wanted(since, until, node, port), nanoseconds(interval)
     if scheduler:
         refuse_threads(threads)
-        choice = _choice(asked, cluster)
-        _by_workers(captures, output, nanoseconds(interval), spec, scheduler, choice)
-        return
-    step, ports = nanoseconds(interval), server_ports(load_spec(spec))
-    writer = writer_of(output) if output else "analyzer.flows"
-    if asked.nodes and not cluster:
-        whole = rows_by_inferred(captures, asked, threads, aside=True, interval=step)[0].settled()
+        _by_workers(captures, output, step, spec, scheduler, _choice(asked, cluster))
     else:
-        whole = rows_of(captures, threads, _choice(asked, cluster), step).settled()
-    if (threads or os.cpu_count() or 1) > 1:  # pairing needs no interpreter: what writes is loaded meanwhile
-        Thread(target=import_module, args=[writer], daemon=True).start()
+        _here(captures, output, step, spec, asked, cluster, threads)
+
+
+def _here(
+    captures: list[str],
+    output: str | None,
+    step: int,
+    spec: str,
+    asked: Wanted,
+    cluster: str | None,
+    threads: int | None,
+) -> None:
+    with begun(captures, step, threads) as early:
+        from analyzer import console
+        from analyzer.columns import FlowColumns
+        from analyzer.spec import load_spec, server_ports
+        from analyzer.store import write_columns, writer_of
+
+        ports = server_ports(load_spec(spec))
+        writer = writer_of(output) if output else "analyzer.flows"
+        if threads_of(threads) > 1:  # what writes is loaded while others read and pair, without the GIL
+            Thread(target=import_module, args=[writer]).start()
+        if asked.nodes and not cluster:
+            whole = rows_by_inferred(captures, asked, threads, early, aside=True, interval=step)[0].settled()
+        else:
+            whole = rows_of(captures, threads, _choice(asked, cluster), step, early).settled()
     table = FlowColumns(whole, ports)
     if output:
         write_columns(table, output, whole.coverage, whole.interval, threads)

@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analyzer.commands.chosen import ALL_WANTED, Wanted
+from analyzer.commands.early import begun
 from analyzer.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from analyzer.analysis import Analysis
+    from analyzer.capture.reading import Early
     from analyzer.choice import Choice
     from analyzer.cluster import Cluster
     from analyzer.overview import Overview
@@ -35,34 +37,47 @@ def analysis_of(
     Without a cluster file the cluster is inferred from the flows, and the first lines say so: on standard
     output, or with `aside` on standard error, which leaves standard output to what was asked for.
     """
-    from analyzer.analysis import Analysis
-    from analyzer.cluster import load_cluster
-    from analyzer.listeners import read_listeners
-    from analyzer.spec import load_spec
+    with begun(inputs, 0, threads) as early:
+        from analyzer.analysis import Analysis
+        from analyzer.cluster import load_cluster
+        from analyzer.listeners import read_listeners
+        from analyzer.spec import load_spec
 
-    rules = load_spec(spec)
-    nodes = load_cluster(cluster) if cluster else None
-    rows, whole = _rows_and_cluster(inputs, nodes, wanted, threads, aside=aside)
+        rules = load_spec(spec)
+        nodes = load_cluster(cluster) if cluster else None
+        rows, whole = _rows_and_cluster(inputs, nodes, wanted, threads, early, aside=aside)
     sockets = [read_listeners(path, nodes=whole.members) for path in listeners]
     analysis = Analysis.of(rows, whole, rules, sockets)
     return analysis if nodes else doubting([analysis], aside=aside)[0], rows.interval
 
 
 def _rows_and_cluster(
-    inputs: list[str], nodes: Cluster | None, wanted: Wanted, threads: int | None, *, aside: bool
+    inputs: list[str],
+    nodes: Cluster | None,
+    wanted: Wanted,
+    threads: int | None,
+    early: Early | None,
+    *,
+    aside: bool,
 ) -> tuple[OneWay, Cluster]:
     if nodes:
-        return rows_of(inputs, threads, wanted.of(nodes)), nodes
-    return rows_by_inferred(inputs, wanted, threads, aside=aside)
+        return rows_of(inputs, threads, wanted.of(nodes), early=early), nodes
+    return rows_by_inferred(inputs, wanted, threads, early, aside=aside)
 
 
 def rows_by_inferred(
-    inputs: list[str], wanted: Wanted, threads: int | None, *, aside: bool, interval: int = 0
+    inputs: list[str],
+    wanted: Wanted,
+    threads: int | None,
+    early: Early | None,
+    *,
+    aside: bool,
+    interval: int = 0,
 ) -> tuple[OneWay, Cluster]:
     """The wanted rows, and the cluster that all flows of the time show."""
     from analyzer.choice import sift
 
-    rows = rows_of(inputs, threads, wanted.of_time(), interval)
+    rows = rows_of(inputs, threads, wanted.of_time(), interval, early)
     found = inferred([rows], aside=aside)
     return sift(rows, wanted.of(found)), found
 
@@ -102,16 +117,25 @@ def overview_of(
 
 
 def rows_of(
-    inputs: list[str], threads: int | None = None, choice: Choice | None = None, interval: int = 0
+    inputs: list[str],
+    threads: int | None = None,
+    choice: Choice | None = None,
+    interval: int = 0,
+    early: Early | None = None,
 ) -> OneWay:
-    """What the inputs hold of what is chosen, read with a progress bar."""
+    """What the inputs hold of what is chosen, read with a progress bar; `early` is read already."""
     from analyzer import console
     from analyzer.addresses import read_inputs
     from analyzer.choice import ALL
 
     with console.reading(inputs) as progress:
         return read_inputs(
-            inputs, interval=interval, progress=progress, threads=threads, choice=choice or ALL
+            inputs,
+            interval=interval,
+            progress=progress,
+            threads=threads,
+            choice=choice or ALL,
+            early=early,
         )
 
 

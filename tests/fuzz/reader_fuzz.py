@@ -189,14 +189,11 @@ def read(
     reader = module.Reader(seed, interval)
     if batch:
         reader.count_beside(batch)
-    at = 0
-    for end in cuts:
-        used = reader.consume(exact(data[at:end]))
-        if not 0 <= used <= end - at:
-            raise AssertionError(f"consume() took {used} of {end - at} bytes")
-        at += used
-    if reader.ledger()["offset"] != at:
-        raise AssertionError(f"offset is {reader.ledger()['offset']}, {at} bytes were taken")
+    for begin, end in zip([0, *cuts], cuts, strict=False):
+        reader.consume(exact(data[begin:end]))
+        so_far = reader.ledger()
+        if not so_far["fault"] and so_far["offset"] + so_far["rest"] != end:
+            raise AssertionError(f"of {end} bytes {so_far['offset']} were read, {so_far['rest']} kept")
     ledger, fragments, interfaces = reader.ledger(), bytes(reader.fragments()), reader.interfaces()
     return bytes(reader.take_rows()), ledger, fragments, interfaces
 

@@ -5,27 +5,13 @@
  *
  * Arguments: a capture, and how many packets are handed over at a time. Prints the rows and packets that were counted.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "_formats.h"
+#include "_stream.h"
 
 #define PIECE 20000
-
-static __u8 buffer[1 << 20];
-
-static size_t read_piece(struct reader *r, FILE *file, size_t filled)
-{
-    size_t got = fread(buffer + filled, 1, PIECE, file), used;
-
-    if (!got)
-        return sizeof(buffer);
-    filled += got;
-    used = consume(r, buffer, filled);
-    memmove(buffer, buffer + used, filled - used);
-    return filled - used;
-}
 
 static __u64 packets_of(const struct table *t)
 {
@@ -38,23 +24,24 @@ static __u64 packets_of(const struct table *t)
 
 int main(int count, char **arguments)
 {
-    FILE *file = count == 3 ? fopen(arguments[1], "rb") : NULL;
+    int file = count == 3 ? open(arguments[1], O_RDONLY) : -1;
     struct reader reader = {0};
+    struct stream stream = {0};
     struct meter *m = &reader.meter;
     __u64 packets = 0;
-    size_t filled = 0;
 
-    if (!file || meter_init(m, 1, 0, 0))
+    if (file < 0 || meter_init(m, 1, 0, 0) || stream_piece(&stream, PIECE))
         return 2;
     queue_count_beside(&m->queue, (unsigned)atoi(arguments[2]));
-    while ((filled = read_piece(&reader, file, filled)) < sizeof(buffer)) {
+    while (stream_read(&stream, &reader, file, 0) > 0) {
         if (queue_settle(&m->queue))
             return 2;
         packets = packets_of(&m->table);
     }
     printf("%llu %llu\n", (unsigned long long)m->table.count, (unsigned long long)packets);
+    stream_free(&stream);
     meter_free(m);
     free(reader.interfaces);
-    fclose(file);
+    close(file);
     return 0;
 }
