@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from analyzer.capture.offline import read_captures
-from analyzer.capture.streams import COMPRESSIONS, Progress
+from analyzer.capture.streams import MAGICS, Progress
 from analyzer.choice import (
     ALL,
     BOUNDED,
@@ -63,10 +63,6 @@ _PLACE = re.compile(
 _OF_A_CHOICE = ("not_chosen", "parts_not_read")  # fields of a ledger
 GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
-_CAPTURE_MAGICS = (
-    b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
-    b"\xa1\xb2\xcd\x34", b"\x0a\x0d\x0d\x0a", *(magic for magic, _, _ in COMPRESSIONS),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -397,7 +393,7 @@ def kind_of(path: Path) -> str:
         "parquet": (b"PAR1",),
         "csv": (b"source,witnesses,",),
         "jsonl": (b'{"source":',),
-        "capture": _CAPTURE_MAGICS,
+        "capture": MAGICS,
     }
     return next((kind for kind, magics in starts.items() if head.startswith(magics)), "")
 

@@ -40,8 +40,8 @@ def read_captures(
     `interval`: ns; rows are cut at its multiples, 0 for none. `names`: what to call the sources, by default
     :func:`source_names`. `max_rows`: of each source, 0 for no limit; packets of further 5-tuples are counted
     in the ledger's `overflow` and `inner_overflow`. `threads`: how many read at most; by default one for each
-    core, and of a single large capture, where there is more than one core, three: one unpacks, one parses,
-    one counts. The table is the same, however many there are. `early`: one that is being read already.
+    core, and of a single large capture as many up to three: one unpacks, one parses, one counts. The table is
+    the same, however many there are. `early`: one that is being read already.
 
     Formats: pcap (µs, ns, both byte orders, Kuznetzov), pcapng; plain or in gzip, zstd or lz4. Raises
     CaptureError where a file is missing or is no capture; one that is damaged further on is read up to there,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LARGE, BATCH = 4 << 20, 1024
 #: ns for which the reader reads on its own, before progress is told and a signal heard
 TURN = 50 * 10**6
-#: threads of one source at most: one unpacks, one parses, one counts
+#: threads of one source at most: one unpacks, one parses, one counts; more of them than cores take longer
 MOST = 3
 #: rows of one source; about 2.6 GB where they are all there
 MAX_ROWS = 1 << 24
@@ -64,7 +64,7 @@ def counting(
     source: str, interval: int, max_rows: int, threads: int | None, stop: Event | None = None
 ) -> Reading:
     """A capture whose packets are to be counted."""
-    at_most = MOST if threads is None and threads_of(None) > 1 else threads_of(threads)
+    at_most = min(MOST, threads_of(threads))
     reader = _reader.Reader(SEED, interval, max_rows)
     return Reading(source, reader, threads=at_most, stop=stop or Event())
 
@@ -175,9 +175,11 @@ class Early:
 
 
 def is_large(path: str) -> bool:
-    """Whether it is a file that is worth a thread; what cannot be told is for who reads it in earnest."""
+    """Whether it is a capture that is worth a thread; what cannot be told is for who reads it in earnest."""
     try:
-        found = os.stat(path)
-    except (OSError, ValueError):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe may only be opened once
+            return False
+        with streams.opened(path) as raw:
+            return streams.file_size(raw) >= LARGE and streams.is_capture(streams.head_of(raw))
+    except (OSError, ValueError, CaptureError):
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_size >= LARGE

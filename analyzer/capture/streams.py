@@ -169,6 +169,13 @@ COMPRESSIONS: tuple[tuple[bytes, str, Callable[[IO[bytes]], IO[bytes]]], ...] = 
 )
 
 
+#: the first 4 bytes of a capture; of a compressed one those that tell how
+MAGICS = (
+    b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
+    b"\xa1\xb2\xcd\x34", b"\x0a\x0d\x0d\x0a", *(magic for magic, _, _ in COMPRESSIONS),
+)  # fmt: skip
+
+
 def unpack_errors() -> tuple[type[Exception], ...]:
     """What the libraries raise when a compressed file is damaged."""
     import gzip  # noqa: PLC0415  see _Zstd
@@ -177,6 +184,11 @@ def unpack_errors() -> tuple[type[Exception], ...]:
     import zstandard  # noqa: PLC0415
 
     return (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, RuntimeError)
+
+
+def is_capture(head: bytes) -> bool:
+    """Whether a file that begins so may be one."""
+    return head.startswith(MAGICS)
 
 
 def unpacker(head: bytes) -> Callable[[IO[bytes]], IO[bytes]] | None:
