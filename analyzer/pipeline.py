@@ -98,10 +98,16 @@ def _properties(gate: Gate, document: Mapping[str, Any]) -> ET.Element:
         "fail-on": gate.fail_on,
         "baseline": gate.baseline,
         "rke2-flows": document["analyzer"]["version"],
+        **({"not-chosen": _not_chosen(document)} if _not_chosen(document) else {}),
     }
     properties = _element("properties")
     properties.extend(_element("property", name=name, value=value) for name, value in stated.items())
     return properties
+
+
+def _not_chosen(document: Mapping[str, Any]) -> int:
+    """Frames whose flows were left out: the gate is about the others only."""
+    return sum(int(ledger["not_chosen"]) for ledger in document["coverage"])
 
 
 def _case(row: Mapping[str, Any], fails: bool) -> ET.Element:
@@ -172,7 +178,11 @@ def sarif(gate: Gate, document: Mapping[str, Any]) -> dict[str, Any]:
         "automationDetails": {"id": f"rke2-flows/{urllib.parse.quote(_text(cluster), safe='')}/"},
         "invocations": [{"executionSuccessful": True}],
         "columnKind": "unicodeCodePoints",
-        "properties": {"spec": _text(document["spec"]["name"]), "failOn": gate.fail_on},
+        "properties": {
+            "spec": _text(document["spec"]["name"]),
+            "failOn": gate.fail_on,
+            **({"notChosen": _not_chosen(document)} if _not_chosen(document) else {}),
+        },
         "results": [_result(row, cluster, gate) for row in rows],
     }
     return {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}

@@ -611,6 +611,11 @@ def test_the_commands(asked: tuple[str, ...], tmp_path: Path) -> None:
     assert "not chosen)" in text
     assert "# Chosen flows, by verdict" in text
     assert "# All flows, by verdict" in run("check", LIVE, *cluster, "--fail-on", "never")[1]
+    for words, left_out in ((asked, True), ((), False)):
+        files = ("--junit", tmp_path / "x.xml", "--sarif", tmp_path / "x.sarif")
+        assert run("check", LIVE, *cluster, *words, *files, "--fail-on", "never")[0] == 0
+        assert ('name="not-chosen"' in (tmp_path / "x.xml").read_text()) == left_out
+        assert ('"notChosen"' in (tmp_path / "x.sarif").read_text()) == left_out
     ports = pd.read_csv(tmp_path / "x.csv", dtype=str)["server_port"].tolist()
     assert len(ports) > 0
     assert set(ports) <= {"6443", "10250"}
