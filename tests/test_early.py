@@ -309,6 +309,26 @@ def test_which_file_is_foreseen(large: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert guesses(["flows", name]) == []
 
 
+def test_what_was_foreseen_is_used_or_stopped(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    other = str(save(large.parent, "other", TALK))
+    with early.foreseen(["flows", str(large)]):
+        (foreseen,) = early._foreseen
+        with early.begun([str(large)], 0, None) as given:
+            assert given is foreseen
+    with early.foreseen(["flows", str(large)]):
+        (foreseen,) = early._foreseen
+        for inputs, interval, threads in (
+            ([other], 0, None),
+            ([str(large)], NS, 2),
+            ([str(large), other], 0, 2),
+        ):
+            with early.begun(inputs, interval, threads) as given:
+                assert given is not foreseen
+                assert (given is None) == (len(inputs) > 1)
+                assert foreseen._job.stop.is_set()
+
+
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int | str | None, int]:
     """The exit status of the whole command, and how many times a capture was read."""
     reads: list[object] = []

@@ -52,10 +52,13 @@ def begun(inputs: Sequence[str], interval: int, threads: int | None) -> Iterator
     """Reads a single large file from now on, if that was not foreseen; None of other inputs, and where one
     thread is to read.
     """
-    early = None
-    if len(inputs) == 1 and threads_of(threads) > 1 and is_large(inputs[0]):
-        early = next((one for one in _foreseen if one.serves(inputs[0], interval)), None)
-        early = early or Early(inputs[0], interval, threads)
+    wanted = len(inputs) == 1 and threads_of(threads) > 1 and is_large(inputs[0])
+    early = next((one for one in _foreseen if wanted and one.serves(inputs[0], interval)), None)
+    for one in _foreseen:
+        if one is not early:
+            one.stop()
+    if wanted and not early:
+        early = Early(inputs[0], interval, threads)
     try:
         yield early
     finally:
