@@ -104,6 +104,7 @@ def render(analysis: Analysis, doc: Mapping[str, Any] | None = None, gate: Gate 
         head=_head(result),
         panels=panels,
         grid=grid,
+        chosen=_is_chosen(result),
         line=_lanes(line),
         findings=views,
         left_out=len(result["findings"]) - len(kept),
@@ -225,6 +226,11 @@ def _grave(doc: Mapping[str, Any]) -> dict[str, int]:
     return dict(_counted(doc["findings"], "severity", SEVERITIES[:2]))
 
 
+def _is_chosen(doc: Mapping[str, Any]) -> bool:
+    """Whether the inputs hold other flows too, which were not asked for."""
+    return any(ledger["not_chosen"] for ledger in doc["coverage"])
+
+
 def _verdict(doc: Mapping[str, Any]) -> str:
     """One sentence."""
     total = doc["summary"]["scopes"]["inter-node"]["flows"]
@@ -239,7 +245,7 @@ def _verdict(doc: Mapping[str, Any]) -> str:
     )
     grave = " and ".join(f"{number(n)} {severity}" for severity, n in _grave(doc).items())
     found = f"{grave} {'finding' if sum(_grave(doc).values()) == 1 else 'findings'}: " if grave else ""
-    chosen = "among the chosen flows only, " if any(one["not_chosen"] for one in doc["coverage"]) else ""
+    chosen = "among the chosen flows only, " if _is_chosen(doc) else ""
     text = f"{chosen}{found}{said}{_limits(doc)}."
     return text[0].upper() + text[1:]
 

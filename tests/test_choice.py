@@ -612,10 +612,12 @@ def test_the_commands(asked: tuple[str, ...], tmp_path: Path) -> None:
     assert "# Chosen flows, by verdict" in text
     assert "# All flows, by verdict" in run("check", LIVE, *cluster, "--fail-on", "never")[1]
     for words, left_out in ((asked, True), ((), False)):
-        files = ("--junit", tmp_path / "x.xml", "--sarif", tmp_path / "x.sarif")
+        xml, log, html = (tmp_path / name for name in ("x.xml", "x.sarif", "x.html"))
+        files = ("--junit", xml, "--sarif", log, "--html", html)
         assert run("check", LIVE, *cluster, *words, *files, "--fail-on", "never")[0] == 0
-        assert ('name="not-chosen"' in (tmp_path / "x.xml").read_text()) == left_out
-        assert ('"notChosen"' in (tmp_path / "x.sarif").read_text()) == left_out
+        assert ('name="not-chosen"' in xml.read_text()) == left_out
+        assert ('"notChosen"' in log.read_text()) == left_out
+        assert ("not seen among the chosen flows" in html.read_text()) == left_out
     ports = pd.read_csv(tmp_path / "x.csv", dtype=str)["server_port"].tolist()
     assert len(ports) > 0
     assert set(ports) <= {"6443", "10250"}
