@@ -43,6 +43,9 @@ for _command, _epilog in _COMMANDS:
 for _name, _group in (("spec", spec.app), ("cluster", cluster.app), ("store", store.app)):
     app.add_typer(_group, name=_name)
 
+#: objects made before cycles among them are looked for: to load modules makes many, and nearly no cycle
+_GARBAGE = 100_000
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -67,6 +70,7 @@ def main() -> NoReturn:
     A reader of the output that leaves early (`| head`) ends the process by SIGPIPE, as it ends others: no
     exit status of ours could be told from a finding.
     """
+    gc.set_threshold(_GARBAGE)
     # NumPy's linear algebra, of which nothing is used here, would start a thread for each core at its import
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if hasattr(signal, "SIGPIPE"):

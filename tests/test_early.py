@@ -183,7 +183,7 @@ def test_who_reads_one_of_many_files_ends_when_another_fails(large: Path) -> Non
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(reading, "TURN", 0)
-        patch.setattr(streams, "CHUNK", 10_000)
+        patch.setattr(reading, "BLOCK", 10_000)
         with pytest.raises(CaptureError, match="neither pcap"):
             read_captures([text, large], progress=slow, threads=2)
     assert read[0] < large.stat().st_size / 10

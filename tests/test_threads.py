@@ -81,6 +81,7 @@ def shared(path: Path, batch: int, interval: int = 0, max_rows: int = 0) -> tupl
         patch.setattr(reading, "BATCH", batch)
         patch.setattr(reading, "LARGE", 1)
         patch.setattr(streams, "CHUNK", 5000)
+        patch.setattr(reading, "BLOCK", 5000)
         return seen(lambda: read_capture(path, "one", interval, max_rows=max_rows, threads=reading.MOST))
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: bytes of a file for which a second thread is worth it; of packets that it is handed at a time
 LARGE, BATCH = 4 << 20, 1024
+#: bytes that the reader reads at a time: with fewer the calls take longer, more leave the cache
+BLOCK = 1 << 20
 #: ns for which the reader reads on its own, before progress is told and a signal heard
 TURN = 50 * 10**6
 #: threads of one source at most: one unpacks, one parses, one counts; more of them than cores take longer
@@ -109,7 +111,7 @@ def _read_plain(job: Reading, raw: IO[bytes], head: bytes, progress: Progress) -
 
 def _turn(job: Reading, descriptor: int) -> int:
     with _told(job):
-        return job.reader.read(descriptor, streams.CHUNK, TURN)
+        return job.reader.read(descriptor, BLOCK, TURN)
 
 
 def _feed(job: Reading, pieces: Ahead | Direct, progress: Progress) -> None:
