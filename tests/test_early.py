@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,8 +30,7 @@ from analyzer.errors import CaptureError
 from analyzer.store import read_flow_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 NS = 10**9
 TALK = pcap(timed(talk(("10.10.0.21", 40000), ("10.10.0.11", 6443), 8000)), "ns")
@@ -372,6 +372,13 @@ def test_what_was_foreseen_in_vain_does_no_harm(large: Path, monkeypatch: pytest
     assert run(["flows", str(large), "--spec", "none"], monkeypatch)[0] == 2
 
 
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert holds()
+
+
 @pytest.mark.parametrize("threads", [[], ["--threads", "1"]])
 def test_ctrl_c_ends_it(threads: list[str], tmp_path: Path) -> None:
     """While it reads more than it ever could."""
@@ -381,7 +388,9 @@ def test_ctrl_c_ends_it(threads: list[str], tmp_path: Path) -> None:
         file.truncate(1 << 40)
     command = [sys.executable, "-m", "analyzer", "flows", str(path), *threads]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0) as process:
-        time.sleep(1.5)
+        opened = Path("/proc", str(process.pid), "fd")
+        until(lambda: any(link.resolve() == path for link in opened.iterdir()))
+        time.sleep(0.5)  # whatever was loaded before it: it reads
         begin = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
