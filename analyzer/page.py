@@ -27,7 +27,7 @@ from analyzer.evidence import Evidence, Rows, display_filter, rules_about
 from analyzer.findings import SEVERITIES
 from analyzer.infer import doubt
 from analyzer.matrices import KINDS, MEASURES, OUTSIDE_THE_TABLE, short
-from analyzer.report import document, records
+from analyzer.report import document, not_chosen, records
 from analyzer.rows import COUNTS, ENDINGS
 from analyzer.timeline import NO_BIN, Timeline, timeline
 
@@ -104,7 +104,7 @@ def render(analysis: Analysis, doc: Mapping[str, Any] | None = None, gate: Gate 
         head=_head(result),
         panels=panels,
         grid=grid,
-        chosen=_is_chosen(result),
+        chosen=not_chosen(result) > 0,
         line=_lanes(line),
         findings=views,
         left_out=len(result["findings"]) - len(kept),
@@ -226,11 +226,6 @@ def _grave(doc: Mapping[str, Any]) -> dict[str, int]:
     return dict(_counted(doc["findings"], "severity", SEVERITIES[:2]))
 
 
-def _is_chosen(doc: Mapping[str, Any]) -> bool:
-    """Whether the inputs hold other flows too, which were not asked for."""
-    return any(ledger["not_chosen"] for ledger in doc["coverage"])
-
-
 def _verdict(doc: Mapping[str, Any]) -> str:
     """One sentence."""
     total = doc["summary"]["scopes"]["inter-node"]["flows"]
@@ -245,7 +240,7 @@ def _verdict(doc: Mapping[str, Any]) -> str:
     )
     grave = " and ".join(f"{number(n)} {severity}" for severity, n in _grave(doc).items())
     found = f"{grave} {'finding' if sum(_grave(doc).values()) == 1 else 'findings'}: " if grave else ""
-    chosen = "among the chosen flows only, " if _is_chosen(doc) else ""
+    chosen = "among the chosen flows only, " if not_chosen(doc) else ""
     text = f"{chosen}{found}{said}{_limits(doc)}."
     return text[0].upper() + text[1:]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analyzer.findings import KINDS
+from analyzer.report import not_chosen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,16 +99,11 @@ def _properties(gate: Gate, document: Mapping[str, Any]) -> ET.Element:
         "fail-on": gate.fail_on,
         "baseline": gate.baseline,
         "rke2-flows": document["analyzer"]["version"],
-        **({"not-chosen": _not_chosen(document)} if _not_chosen(document) else {}),
+        **({"not-chosen": not_chosen(document)} if not_chosen(document) else {}),
     }
     properties = _element("properties")
     properties.extend(_element("property", name=name, value=value) for name, value in stated.items())
     return properties
-
-
-def _not_chosen(document: Mapping[str, Any]) -> int:
-    """Frames whose flows were left out: the gate is about the others only."""
-    return sum(int(ledger["not_chosen"]) for ledger in document["coverage"])
 
 
 def _case(row: Mapping[str, Any], fails: bool) -> ET.Element:
@@ -181,7 +177,7 @@ def sarif(gate: Gate, document: Mapping[str, Any]) -> dict[str, Any]:
         "properties": {
             "spec": _text(document["spec"]["name"]),
             "failOn": gate.fail_on,
-            **({"notChosen": _not_chosen(document)} if _not_chosen(document) else {}),
+            **({"notChosen": not_chosen(document)} if not_chosen(document) else {}),
         },
         "results": [_result(row, cluster, gate) for row in rows],
     }

@@ -13,6 +13,8 @@ from analyzer.verdict import SCOPES, VERDICTS
 from analyzer.version import analyzer_version
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from analyzer.cluster import Cluster
     from analyzer.matrices import By
     from analyzer.spec import Spec
@@ -70,6 +72,11 @@ def document(analysis: Told) -> dict[str, Any]:
         "findings": records(analysis.findings),
         "diagnoses": records(analysis.diagnoses),
     }
+
+
+def not_chosen(document: Mapping[str, Any]) -> int:
+    """Frames whose flows were left out by choice: the document is about the others."""
+    return sum(int(ledger["not_chosen"]) for ledger in document["coverage"])
 
 
 def _spec(analysis: Told) -> dict[str, Any]:
