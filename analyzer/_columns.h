@@ -254,9 +254,12 @@ static int emit(struct emission *e, __u64 begin, __u64 end, bool sorted)
     e->units = malloc(most_rows(e->flows) * sizeof(*e->units));
     if (!e->units || index_init(&e->addresses.index, 0))
         return -1;
-    for (__u64 i = begin; i < end; i++)
+    for (__u64 i = begin; i < end; i++) {
+        if (i + AHEAD / 2 < end)
+            ask_for_rows(e->flows, e->flows->order[i + AHEAD / 2]);
         if (!emit_flow(e, i - begin, e->flows->order[i]))
             return -1;
+    }
     if (sorted && sort_addresses(&e->addresses, texts, 4, end - begin))
         return -1;
     return write_texts(&e->addresses, &e->texts);

@@ -26,12 +26,16 @@
 enum outcome { ANSWERED, REFUSED, UNREACHABLE, UNANSWERED, ONE_WAY };
 enum direction_by { BY_SYN, BY_LISTENER, BY_SPEC, BY_PORT };
 
-/* Of a tuple */
+/* Of a tuple: what decides most connections, in a byte, where rows would have to be waited for. */
 enum mark {
     MARK_REVERSE = 1, /* sent by the connection's higher end */
     MARK_CARRIER = 2,
-    MARK_ASKS = 4,    /* an ICMP request */
-    MARK_REPLIES = 8, /* an ICMP reply */
+    MARK_ASKS = 4,       /* a SYN or an ICMP request */
+    MARK_REPLIES = 8,    /* an ICMP reply */
+    MARK_ACCEPTS = 16,   /* a SYN with ACK */
+    MARK_TUNNELLED = 32, /* seen inside a tunnel */
+    MARK_SENT = 64,      /* packets of it were counted */
+    MARK_RESETS = 128,   /* resets and nothing else */
 };
 
 /* A socket that is known to listen, as Python hands it over. */
@@ -110,6 +114,11 @@ static inline const struct flow_counters *sum_of(const struct pairing *p, __u32 
     return p->sums ? &p->sums[tuple] : &p->rows[tuple].counters;
 }
 
+static inline bool is_tunnelled(const struct pairing *p, __u32 tuple)
+{
+    return p->marks[tuple] & MARK_TUNNELLED;
+}
+
 /* ---- tuples ---- */
 
 static inline __u64 ports_and_vni(const struct flow_key *key)
@@ -152,37 +161,38 @@ static bool is_same_tuple(const void *all, __u32 number, const void *wanted)
            protocol_and_tunnel(a) == protocol_and_tunnel(b);
 }
 
-/* How far ahead a slot is asked for: an index of many things does not fit the cache. */
-#define AHEAD 16u
+static const void *tuple_named(const void *all, __u32 number)
+{
+    const struct pairing *p = all;
+
+    return &p->rows[p->first[number]].key;
+}
 
 static int number_tuples(struct pairing *p)
 {
-    struct index index;
-    __u32 hashes[AHEAD] = {0};
+    __u32 *hashes = malloc(p->row_count * sizeof(*hashes) + 1);
+    struct index index = {0};
+    int failed;
 
     p->tuple_of = malloc(p->row_count * sizeof(*p->tuple_of) + 1);
     p->first = malloc(p->row_count * sizeof(*p->first) + 1);
-    if (!p->tuple_of || !p->first || index_init(&index, p->row_count))
-        return -1;
-    for (__u64 i = 0; i < (__u64)p->row_count + AHEAD; i++) {
-        __u32 row = (__u32)(i - AHEAD), hash = hashes[i % AHEAD];
+    failed = !hashes || !p->tuple_of || !p->first || index_init(&index, p->row_count);
+    for (__u32 row = 0; !failed && row < p->row_count; row++)
+        hashes[row] = tuple_hash(p, row);
+    for (__u32 row = 0; !failed && row < p->row_count; row++) {
         struct slot *slot;
 
-        if (i < p->row_count) {
-            hashes[i % AHEAD] = tuple_hash(p, (__u32)i);
-            index_prefetch(&index, hashes[i % AHEAD]);
-        }
-        if (i < AHEAD)
-            continue;
-        slot = index_find(&index, hash, is_same_tuple, p, &p->rows[row].key);
+        index_ahead(&index, hashes, row, p->row_count, tuple_named, p, sizeof(struct flow_key));
+        slot = index_find(&index, hashes[row], is_same_tuple, p, &p->rows[row].key);
         if (!slot->number) {
             p->first[p->tuple_count] = row;
-            index_put(&index, slot, hash, p->tuple_count++);
+            index_put(&index, slot, hashes[row], p->tuple_count++);
         }
         p->tuple_of[row] = slot->number - 1;
     }
     index_free(&index);
-    return 0;
+    free(hashes);
+    return failed ? -1 : 0;
 }
 
 static int sum_tuples(struct pairing *p)
@@ -222,20 +232,27 @@ static bool is_reverse(const struct flow_key *key)
     return order < 0 || (!order && !is_icmp(key->protocol) && key->dst_port < key->src_port);
 }
 
+static bool only_resets(const struct flow_key *key, const struct flow_counters *sum)
+{
+    return key->protocol == TCP && sum->tcp_flags & TCP_RST && !(sum->tcp_flags & ~(TCP_RST | TCP_ACK));
+}
+
 static int mark_tuples(struct pairing *p)
 {
     p->marks = malloc(p->tuple_count + 1);
     if (!p->marks)
         return -1;
     for (__u32 i = 0; i < p->tuple_count; i++) {
+        const struct flow_counters *sum = sum_of(p, i);
         const struct flow_key *key = key_of(p, i);
+        bool carrier = sum->events & EVENT_CARRIER;
         __u16 type = key->src_port;
 
-        p->marks[i] = is_icmp(key->protocol) ? request_type(key->protocol, &type) : 0;
-        if (sum_of(p, i)->events & EVENT_CARRIER)
-            p->marks[i] |= MARK_CARRIER;
-        else if (is_reverse(key))
-            p->marks[i] |= MARK_REVERSE;
+        p->marks[i] = (is_icmp(key->protocol) ? request_type(key->protocol, &type) : 0) | (carrier ? MARK_CARRIER : 0) |
+                      (!carrier && is_reverse(key) ? MARK_REVERSE : 0) | (sum->events & EVENT_SYN ? MARK_ASKS : 0) |
+                      (sum->events & EVENT_SYN_ACK ? MARK_ACCEPTS : 0) |
+                      (key->tunnel != TUNNEL_NONE ? MARK_TUNNELLED : 0) | (sum->packets ? MARK_SENT : 0) |
+                      (only_resets(key, sum) ? MARK_RESETS : 0);
     }
     return 0;
 }
@@ -301,36 +318,41 @@ static bool is_same_connection(const void *all, __u32 number, const void *wanted
     return key->vni == seeker->key->vni && key->tunnel == seeker->key->tunnel && has_same_ends(all, number, wanted);
 }
 
-/* `firsts` has room for as many as there are tuples. */
-static int number_connections(struct pairing *p, __u32 *firsts)
+static const void *first_named(const void *all, __u32 number)
 {
+    const struct seeker *seeker = all;
+
+    return key_of(seeker->p, seeker->firsts[number]);
+}
+
+/* `firsts` and `hashes` have room for as many as there are tuples; hashes are of each connection's ends at the end. */
+static int number_connections(struct pairing *p, __u32 *firsts, __u32 *hashes)
+{
+    struct seeker seeker = {.p = p, .firsts = firsts};
     struct index index;
-    __u32 hashes[AHEAD] = {0};
 
     if (index_init(&index, p->tuple_count))
         return -1;
-    for (__u64 i = 0; i < (__u64)p->tuple_count + AHEAD; i++) {
-        __u32 tuple = (__u32)(i - AHEAD), hash = hashes[i % AHEAD];
-        struct seeker seeker = {.p = p, .firsts = firsts};
+    for (__u32 tuple = 0; tuple < p->tuple_count; tuple++) {
+        struct ends ends = ends_of(p, tuple);
+
+        hashes[tuple] = ends_hash(p, &ends);
+    }
+    for (__u32 tuple = 0; tuple < p->tuple_count; tuple++) {
         struct slot *slot;
 
-        if (i < p->tuple_count) {
-            struct ends ends = ends_of(p, (__u32)i);
-
-            hashes[i % AHEAD] = ends_hash(p, &ends);
-            index_prefetch(&index, hashes[i % AHEAD]);
-        }
-        if (i < AHEAD)
-            continue;
+        index_ahead(&index, hashes, tuple, p->tuple_count, first_named, &seeker, sizeof(struct flow_key));
         seeker.ends = ends_of(p, tuple);
         seeker.key = key_of(p, tuple);
-        slot = index_find(&index, hash, is_same_connection, &seeker, &seeker.ends);
+        slot = index_find(&index, hashes[tuple], is_same_connection, &seeker, &seeker.ends);
         if (!slot->number) {
             firsts[p->connection_count] = tuple;
-            index_put(&index, slot, hash, p->connection_count++);
+            index_put(&index, slot, hashes[tuple], p->connection_count++);
         }
         p->connection_of[tuple] = slot->number - 1;
     }
+    for (__u32 i = 0; i < p->connection_count; i++)
+        hashes[i] = hashes[firsts[i]];
     index_free(&index);
     return 0;
 }
@@ -360,12 +382,14 @@ static int collect_tunnel_ends(const struct pairing *p, struct index *ends)
     if (index_init(ends, 0))
         return -1;
     for (__u64 i = 0; i < 2ULL * p->row_count; i++) {
-        const __u8 *address = tunnel_end(p, (__u32)i);
-        __u32 hash = address_hash(address, p->seed);
+        const __u8 *address;
         struct slot *slot;
+        __u32 hash;
 
-        if (p->rows[i / 2].key.tunnel == TUNNEL_NONE)
+        if (!is_tunnelled(p, tuple_of(p, (__u32)(i / 2))))
             continue;
+        address = tunnel_end(p, (__u32)i);
+        hash = address_hash(address, p->seed);
         slot = index_find(ends, hash, is_same_tunnel_end, p, address);
         if (slot->number)
             continue;
@@ -384,27 +408,28 @@ static bool is_tunnel_end(const struct pairing *p, const struct index *ends, con
 /* The connections inside of tunnels that have the same ends; NONE where there are none, SEVERAL. */
 #define SEVERAL (NONE - 1)
 
-static int collect_inner(const struct pairing *p, const __u32 *firsts, struct index *index, __u32 *inner)
+/* `hashes`: of each connection's ends */
+static int collect_inner(const struct seeker *seeker, const __u32 *hashes, struct index *index, __u32 *inner)
 {
-    struct seeker seeker = {.p = p, .firsts = firsts};
+    const struct pairing *p = seeker->p;
 
     if (index_init(index, p->connection_count))
         return -1;
     for (__u32 i = 0; i < p->connection_count; i++) {
-        struct ends ends = ends_of(p, firsts[i]);
-        __u32 hash = ends_hash(p, &ends);
         struct slot *slot;
+        struct ends ends;
 
         inner[i] = NONE;
-        if (key_of(p, firsts[i])->tunnel == TUNNEL_NONE)
+        if (!is_tunnelled(p, seeker->firsts[i]))
             continue;
-        slot = index_find(index, hash, has_same_ends, &seeker, &ends);
+        ends = ends_of(p, seeker->firsts[i]);
+        slot = index_find(index, hashes[i], has_same_ends, seeker, &ends);
         if (slot->number) {
             inner[slot->number - 1] = SEVERAL;
             continue;
         }
         inner[i] = i;
-        index_put(index, slot, hash, i);
+        index_put(index, slot, hashes[i], i);
     }
     return 0;
 }
@@ -414,32 +439,34 @@ static int collect_inner(const struct pairing *p, const __u32 *firsts, struct in
  * datagram on its veth, on the bridge, and in its carrier). Not so one of a tunnel's own end: who sends a forged inner
  * packet must not hide a flow of nodes.
  */
-static __u32 stand_in(const struct pairing *p, const struct seeker *seeker, const struct index *index,
+static __u32 stand_in(const struct seeker *seeker, __u32 hash, const struct index *index,
                       const struct index *tunnel_ends, const __u32 *inner, __u32 connection)
 {
+    const struct pairing *p = seeker->p;
     struct ends ends = ends_of(p, seeker->firsts[connection]);
     __u32 found;
 
-    if (key_of(p, seeker->firsts[connection])->tunnel != TUNNEL_NONE || is_tunnel_end(p, tunnel_ends, ends.low) ||
-        is_tunnel_end(p, tunnel_ends, ends.high))
+    if (is_tunnel_end(p, tunnel_ends, ends.low) || is_tunnel_end(p, tunnel_ends, ends.high))
         return connection;
-    found = index_find(index, ends_hash(p, &ends), has_same_ends, seeker, &ends)->number;
+    found = index_find(index, hash, has_same_ends, seeker, &ends)->number;
     return found && inner[found - 1] != SEVERAL ? found - 1 : connection;
 }
 
-static int fold_plain(struct pairing *p, const __u32 *firsts)
+static int fold_plain(struct pairing *p, const __u32 *firsts, const __u32 *hashes)
 {
     struct seeker seeker = {.p = p, .firsts = firsts};
     struct index index = {0}, tunnel_ends = {0};
     __u32 *inner = malloc(p->connection_count * sizeof(*inner) + 1), *into = inner;
-    int failed = !inner || collect_tunnel_ends(p, &tunnel_ends) || collect_inner(p, firsts, &index, inner);
+    int failed = !inner || collect_tunnel_ends(p, &tunnel_ends) || collect_inner(&seeker, hashes, &index, inner);
 
     /* what stands in for a plain one is inside a tunnel, and is not asked again: `inner` of a plain one is free */
-    for (__u32 i = 0; !failed && i < p->connection_count; i++)
-        if (key_of(p, firsts[i])->tunnel == TUNNEL_NONE)
-            into[i] = stand_in(p, &seeker, &index, &tunnel_ends, inner, i);
+    for (__u32 i = 0; !failed && i < p->connection_count; i++) {
+        index_ahead(&index, hashes, i, p->connection_count, first_named, &seeker, sizeof(struct flow_key));
+        if (!is_tunnelled(p, firsts[i]))
+            into[i] = stand_in(&seeker, hashes[i], &index, &tunnel_ends, inner, i);
+    }
     for (__u32 i = 0; !failed && i < p->tuple_count; i++)
-        if (key_of(p, i)->tunnel == TUNNEL_NONE)
+        if (!is_tunnelled(p, i))
             p->connection_of[i] = into[p->connection_of[i]];
     free(inner);
     index_free(&index);
@@ -449,8 +476,8 @@ static int fold_plain(struct pairing *p, const __u32 *firsts)
 
 static bool has_tunnels(const struct pairing *p)
 {
-    for (__u32 i = 0; i < p->row_count; i++)
-        if (p->rows[i].key.tunnel != TUNNEL_NONE)
+    for (__u32 i = 0; i < p->tuple_count; i++)
+        if (is_tunnelled(p, i))
             return true;
     return false;
 }
@@ -462,18 +489,21 @@ static void note_senders(struct pairing *p)
         p->client[i] = p->server[i] = NONE;
     for (int tunnelled = 0; tunnelled < 2; tunnelled++)
         for (__u32 i = 0; i < p->tuple_count; i++)
-            if ((key_of(p, i)->tunnel != TUNNEL_NONE) == tunnelled)
+            if (is_tunnelled(p, i) == tunnelled)
                 (p->marks[i] & MARK_REVERSE ? p->server : p->client)[p->connection_of[i]] = i;
 }
 
 static int connect_tuples(struct pairing *p)
 {
     __u32 *firsts = malloc(p->tuple_count * sizeof(*firsts) + 1);
+    __u32 *hashes = malloc(p->tuple_count * sizeof(*hashes) + 1);
     int failed;
 
     p->connection_of = malloc(p->tuple_count * sizeof(*p->connection_of) + 1);
-    failed = !firsts || !p->connection_of || number_connections(p, firsts) || (has_tunnels(p) && fold_plain(p, firsts));
+    failed = !firsts || !hashes || !p->connection_of || number_connections(p, firsts, hashes) ||
+             (has_tunnels(p) && fold_plain(p, firsts, hashes));
     free(firsts);
+    free(hashes);
     if (failed)
         return -1;
     p->client = malloc(p->connection_count * sizeof(*p->client) + 1);
@@ -579,21 +609,28 @@ static bool other_end_carries(const struct pairing *p, const struct known *known
     return find_way(p, &known->carriers, &(struct way){key->dst, key->src, key->dst_port}, &hash)->number;
 }
 
+/* Whether it stands for what an end of its connection sent. */
+static bool is_sender(const struct pairing *p, __u32 tuple)
+{
+    __u32 connection = p->connection_of[tuple];
+
+    return p->client[connection] == tuple || p->server[connection] == tuple;
+}
+
 static int collect_known(const struct pairing *p, struct known *known)
 {
     if (index_init(&known->listening, 0) || index_init(&known->carriers, 0))
         return -1;
-    for (__u32 i = 0; i < p->connection_count; i++)
-        for (int side = 0; side < 2; side++) {
-            __u32 tuple = side ? p->server[i] : p->client[i];
-
-            if (tuple == NONE)
-                continue;
-            if (sum_of(p, tuple)->events & EVENT_SYN_ACK && add_listener(p, &known->listening, tuple))
-                return -1;
-            if (p->marks[tuple] & MARK_CARRIER && add_carrier(p, &known->carriers, tuple))
-                return -1;
-        }
+    for (__u32 i = 0; i < p->tuple_count; i++) {
+        if (i + AHEAD < p->tuple_count && p->marks[i + AHEAD] & (MARK_ACCEPTS | MARK_CARRIER))
+            ask_for(key_of(p, i + AHEAD), sizeof(struct flow_key));
+        if (!(p->marks[i] & (MARK_ACCEPTS | MARK_CARRIER)) || !is_sender(p, i))
+            continue;
+        if (p->marks[i] & MARK_ACCEPTS && add_listener(p, &known->listening, i))
+            return -1;
+        if (p->marks[i] & MARK_CARRIER && add_carrier(p, &known->carriers, i))
+            return -1;
+    }
     for (__u32 i = 0; i < p->listener_count; i++)
         if (add_listener(p, &known->listening, p->tuple_count + i))
             return -1;
@@ -604,48 +641,37 @@ static int collect_known(const struct pairing *p, struct known *known)
 
 /* One connection while it is judged; an end that sent nothing has no tuple, and all its marks are 0. */
 struct judged {
-    __u32 low, high, any;
-    __u8 protocol;
-    bool carrier;
-    struct endpoint ends[2];
-    struct flow_counters sums[2];
+    const struct flow_key *key; /* of `any` */
+    __u32 tuples[2], any;       /* of the lower and the higher end; of one that sent */
     __u8 marks[2];
 };
 
-static void look_at(const struct pairing *p, struct judged *j, int side, __u32 tuple)
-{
-    j->sums[side] = tuple == NONE ? (struct flow_counters){.start = FLOW_NO_TIME} : *sum_of(p, tuple);
-    j->marks[side] = tuple == NONE ? 0 : p->marks[tuple];
-}
-
 static struct judged judged_of(const struct pairing *p, __u32 connection)
 {
-    struct judged j = {.low = p->client[connection], .high = p->server[connection]};
-    const struct flow_key *key;
-    struct endpoint *source;
+    struct judged j = {.tuples = {p->client[connection], p->server[connection]}};
 
-    j.any = j.low == NONE ? j.high : j.low;
-    key = key_of(p, j.any);
-    j.protocol = key->protocol;
-    j.carrier = p->marks[j.any] & MARK_CARRIER;
-    source = &j.ends[j.low == NONE];
-    *source = source_of(p, j.any);
-    source = &j.ends[j.low != NONE];
-    *source = (struct endpoint){.port = is_icmp(key->protocol) ? 0 : key->dst_port, .protocol = key->protocol};
-    memcpy(source->address, key->dst, sizeof(source->address));
-    look_at(p, &j, 0, j.low);
-    look_at(p, &j, 1, j.high);
+    for (int side = 0; side < 2; side++)
+        j.marks[side] = j.tuples[side] == NONE ? 0 : p->marks[j.tuples[side]];
+    j.any = j.tuples[0] == NONE ? j.tuples[1] : j.tuples[0];
+    j.key = key_of(p, j.any);
     return j;
 }
 
-static bool opens(const struct judged *j, int side)
+/* An end's socket, whether it sent or was sent something. */
+static struct endpoint end_of(const struct judged *j, int side)
 {
-    return j->sums[side].events & EVENT_SYN || j->marks[side] & MARK_ASKS;
+    bool sent = (j->tuples[0] == NONE) == side;
+    struct endpoint e = {.protocol = j->key->protocol};
+
+    if (!is_icmp(e.protocol))
+        e.port = sent ? j->key->src_port : j->key->dst_port;
+    memcpy(e.address, sent ? j->key->src : j->key->dst, sizeof(e.address));
+    return e;
 }
 
-static bool accepts(const struct judged *j, int side)
+static __u64 start_of(const struct pairing *p, const struct judged *j, int side)
 {
-    return j->sums[side].events & EVENT_SYN_ACK || j->marks[side] & MARK_REPLIES;
+    return j->tuples[side] == NONE ? FLOW_NO_TIME : sum_of(p, j->tuples[side])->start;
 }
 
 static bool is_named(const struct pairing *p, const struct endpoint *e)
@@ -658,77 +684,75 @@ static bool is_named(const struct pairing *p, const struct endpoint *e)
 /* Each kind of evidence: above 0 where it says that the lower end asked, below where the higher one did. */
 static int by_opening(const struct judged *j)
 {
-    int opened = opens(j, 0) - opens(j, 1);
+    int low = j->marks[0], high = j->marks[1], opened = !!(low & MARK_ASKS) - !!(high & MARK_ASKS);
 
-    return opened ? opened : accepts(j, 1) - accepts(j, 0);
+    return opened ? opened : !!(high & (MARK_ACCEPTS | MARK_REPLIES)) - !!(low & (MARK_ACCEPTS | MARK_REPLIES));
 }
 
 /* Who is known to listen, or accepted another connection on the same address and port, is the server. */
-static int by_listener(const struct pairing *p, const struct known *known, const struct judged *j)
+static int by_listener(const struct pairing *p, const struct known *known, const struct endpoint ends[2])
 {
-    return is_listening(p, known, &j->ends[1]) - is_listening(p, known, &j->ends[0]);
+    return is_listening(p, known, &ends[1]) - is_listening(p, known, &ends[0]);
 }
 
-static int by_spec(const struct pairing *p, const struct judged *j)
+static int by_spec(const struct pairing *p, const struct endpoint ends[2])
 {
-    return is_named(p, &j->ends[1]) - is_named(p, &j->ends[0]);
+    return is_named(p, &ends[1]) - is_named(p, &ends[0]);
 }
 
 /* The lower port answers; with equal ports, who was heard first asked. Never 0: the last resort decides. */
-static int by_port(const struct judged *j)
+static int by_port(const struct pairing *p, const struct judged *j, const struct endpoint ends[2])
 {
-    if (j->ends[0].port == j->ends[1].port)
-        return j->sums[0].start <= j->sums[1].start ? 1 : -1;
-    return j->ends[0].port > j->ends[1].port ? 1 : -1;
+    if (ends[0].port == ends[1].port)
+        return start_of(p, j, 0) <= start_of(p, j, 1) ? 1 : -1;
+    return ends[0].port > ends[1].port ? 1 : -1;
 }
 
 static bool low_asks(const struct pairing *p, const struct known *known, const struct judged *j, __u8 *by)
 {
-    int says;
+    bool carrier =
+        j->marks[0] & MARK_CARRIER; /* its client is its sender: the source port is a hash and tells nothing */
+    int says = carrier ? 0 : by_opening(j);
+    struct endpoint ends[2];
 
-    if (j->carrier) { /* its client is its sender: the source port is a hash and tells nothing */
-        *by = is_named(p, &j->ends[1]) ? BY_SPEC : BY_PORT;
-        return true;
-    }
-    if ((says = by_opening(j)))
+    if (says) {
         *by = BY_SYN;
-    else if ((says = by_listener(p, known, j)))
+        return says > 0;
+    }
+    ends[0] = end_of(j, 0);
+    ends[1] = end_of(j, 1);
+    if (carrier)
+        *by = is_named(p, &ends[1]) ? BY_SPEC : BY_PORT;
+    else if ((says = by_listener(p, known, ends)))
         *by = BY_LISTENER;
-    else if ((says = by_spec(p, j)))
+    else if ((says = by_spec(p, ends)))
         *by = BY_SPEC;
-    else if ((says = by_port(j)))
+    else if ((says = by_port(p, j, ends)))
         *by = BY_PORT;
-    return says > 0;
+    return carrier || says > 0;
 }
 
 /* ---- outcome ---- */
 
-/* The server sent resets and nothing else. */
-static bool only_reset(const struct judged *j, int server)
-{
-    __u16 flags = j->sums[server].tcp_flags;
-
-    return j->protocol == TCP && flags & TCP_RST && !(flags & ~(TCP_RST | TCP_ACK));
-}
-
 /* The cases are tried in the order written; the first that holds stands. */
 static enum outcome outcome_of(const struct pairing *p, const struct known *known, const struct judged *j, int client)
 {
-    int server = !client;
-    bool asked = j->sums[client].packets, replied = j->sums[server].packets;
-    bool opened = asked && opens(j, client);
+    bool asked = j->marks[client] & MARK_SENT, replied = j->marks[!client] & MARK_SENT;
+    bool opened = asked && j->marks[client] & MARK_ASKS;
+    const struct flow_counters *sum;
 
-    if (j->carrier && other_end_carries(p, known, j->any))
+    if (j->marks[client] & MARK_CARRIER && other_end_carries(p, known, j->any))
         return ANSWERED;
     if (asked && replied)
-        return opened && only_reset(j, server) ? REFUSED : ANSWERED;
+        return opened && j->marks[!client] & MARK_RESETS ? REFUSED : ANSWERED;
+    sum = j->tuples[client] == NONE ? NULL : sum_of(p, j->tuples[client]);
     /* an ICMP destination-unreachable quoted what the client sent */
-    if (!replied && j->sums[client].unreachable & ~FRAGMENTATION_NEEDED)
+    if (!replied && sum && sum->unreachable & ~FRAGMENTATION_NEEDED)
         return UNREACHABLE;
     /* the client acknowledged what the capture does not hold: it was answered out of sight */
-    if (!replied && j->protocol == TCP && j->sums[client].tcp_flags & TCP_ACK)
+    if (!replied && sum && j->key->protocol == TCP && sum->tcp_flags & TCP_ACK)
         return ONE_WAY;
-    return opened || (asked && (j->protocol == UDP || j->protocol == SCTP)) ? UNANSWERED : ONE_WAY;
+    return opened || (asked && (j->key->protocol == UDP || j->key->protocol == SCTP)) ? UNANSWERED : ONE_WAY;
 }
 
 static void judge(struct pairing *p, const struct known *known, __u32 connection)
@@ -738,8 +762,14 @@ static void judge(struct pairing *p, const struct known *known, __u32 connection
 
     p->outcome[connection] = (__u8)outcome_of(p, known, &j, low ? 0 : 1);
     p->low_asks[connection] = low;
-    p->client[connection] = low ? j.low : j.high;
-    p->server[connection] = low ? j.high : j.low;
+    p->client[connection] = j.tuples[!low];
+    p->server[connection] = j.tuples[low];
+}
+
+static void ask_for_client(const struct pairing *p, __u64 connection)
+{
+    if (connection < p->connection_count && p->client[connection] != NONE)
+        ask_for(key_of(p, p->client[connection]), sizeof(struct flow_key));
 }
 
 static int judge_all(struct pairing *p)
@@ -747,9 +777,11 @@ static int judge_all(struct pairing *p)
     struct known known = {0};
     int failed = collect_known(p, &known);
 
-    for (__u32 i = 0; !failed && i < p->connection_count; i++)
+    for (__u32 i = 0; !failed && i < p->connection_count; i++) {
+        ask_for_client(p, i + AHEAD);
         if (p->client[i] != NONE || p->server[i] != NONE)
             judge(p, &known, i);
+    }
     index_free(&known.listening);
     index_free(&known.carriers);
     return failed;

@@ -149,6 +149,15 @@ static int note_flows(struct flows *f, const __u32 *firsts)
     return 0;
 }
 
+/* Of a flow that has many the first ones: those to come are asked for while these are looked at. */
+static void ask_for_rows(const struct flows *f, __u32 flow)
+{
+    __u32 begin = f->begin[flow], count = f->begin[flow + 1] - begin;
+
+    for (__u32 i = 0; i < count && i < 4; i++)
+        ask_for(&f->p->rows[f->rows[begin + i]], sizeof(struct flow_row));
+}
+
 /* ---- their order ---- */
 
 /* The two ends of a flow, the client first, and the key of a tuple that has them. */

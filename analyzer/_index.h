@@ -42,9 +42,32 @@ static inline void index_free(struct index *x)
     *x = (struct index){0};
 }
 
-static inline void index_prefetch(const struct index *x, __u32 hash)
+/* How far ahead memory is asked for: what is kept of many things does not fit the cache. */
+#define AHEAD 16u
+
+/* `size` bytes; those of a cache line at its end may be missing. */
+static __always_inline void ask_for(const void *memory, size_t size)
 {
-    __builtin_prefetch(&x->slots[hash & x->mask], 1);
+    for (size_t at = 0; at < size; at += 64)
+        __builtin_prefetch((const char *)memory + at);
+}
+
+typedef const void *thing_of(const void *all, __u32 number);
+
+/* Before the thing at `at` of `count` is looked for: asks for a later one's slot, and for what a nearer one's slot
+ * numbers. */
+static __always_inline void index_ahead(const struct index *x, const __u32 *hashes, __u32 at, __u32 count,
+                                        thing_of *thing, const void *all, size_t size)
+{
+    if (at + AHEAD < count)
+        __builtin_prefetch(&x->slots[hashes[at + AHEAD] & x->mask], 1);
+    if (at + AHEAD / 2 < count) {
+        __u32 hash = hashes[at + AHEAD / 2];
+        const struct slot *slot = &x->slots[hash & x->mask];
+
+        if (slot->number && slot->hash == hash)
+            ask_for(thing(all, slot->number - 1), size);
+    }
 }
 
 /* The slot of what is wanted: its own, or an empty one. */
