@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,12 +40,28 @@ def write_columns(flows: FlowColumns, path: Path, metadata: dict[bytes, bytes], 
     ones are made while those before them are written.
     """
     schema = batch_of(flows.between(0, 0)).schema
-    # counts and times hardly repeat: a dictionary of them costs time and makes the file longer
-    named = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     schema = schema.with_metadata({b"pandas": json.dumps(_FOR_PANDAS).encode(), **metadata})
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=named) as writer:
+    with pq.ParquetWriter(path, schema, **how_written(schema)) as writer:
         for batch in _batches(flows) if threads == 1 else _ahead(_batches(flows)):
             writer.write_batch(batch)
+
+
+def how_written(schema: pa.Schema) -> dict[str, Any]:
+    """What Parquet is told of a flow table: counts and times hardly repeat, and differ little from one row to
+    the next; nearly every text is in each row group, so that the least and the greatest of them tell nothing.
+    """
+    texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    numbers = [field.name for field in schema if _is_whole(field.type)]
+    return {
+        "compression": "zstd",
+        "use_dictionary": texts or False,
+        "column_encoding": dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
+        "write_statistics": [field.name for field in schema if field.name not in texts],
+    }
+
+
+def _is_whole(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_timestamp(kind))
 
 
 def _batches(flows: FlowColumns) -> Iterator[pa.RecordBatch]:

@@ -754,8 +754,8 @@ def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[bytes, bytes]
     import pyarrow as pa  # noqa: PLC0415  see _opened
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    from analyzer import _arrow  # noqa: PLC0415
+
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    # counts and times hardly repeat: a dictionary of them costs time and makes the file longer
-    named = [column.name for column in arrow.schema if pa.types.is_dictionary(column.type)]
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **metadata})
-    pq.write_table(arrow, path, compression="zstd", use_dictionary=named or False)
+    pq.write_table(arrow, path, **_arrow.how_written(arrow.schema))
