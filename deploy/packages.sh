@@ -18,7 +18,7 @@ headers() {
     fi
 }
 
-demo="python3 python3-venv python3-dev gcc libc6-dev make"
+demo="python3 python3-venv python3-dev gcc libc6-dev make zlib1g-dev libzstd-dev liblz4-dev"
 live="$demo python3-bpfcc $(headers)"
 test="$live clang clang-format libclang-rt-dev tshark tcpdump nfdump softflowd ethtool
       iproute2 nftables openssl etcd-server etcd-client wireguard-go wireguard-tools

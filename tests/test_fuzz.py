@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from bench.generate import Settings, write_file
 from conftest import PROJECT, require, require_program
+from frames import COMPRESSIONS, save
 from packets import PACKETS
 
 from analyzer.capture.offline import read_capture
@@ -25,6 +26,7 @@ READER = PROJECT / "analyzer" / "capture" / "_reader.c"
 BPF_DIR = PROJECT / "bpf"
 SANITIZERS = ["-O1", "-g", "-std=gnu11", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+LIBRARIES = ["-lz", "-lzstd", "-llz4"]
 # tests/fuzz/packet_fuzz.c: LINKS
 LINKS = [1, 0, 9, 12, 14, 50, 51, 101, 108, 113, 228, 229, 276, 105]
 
@@ -120,7 +122,7 @@ def build_reader(folder: Path, source: Path = READER) -> Path:
     subprocess.run(
         [
             *sanitized, *WARNINGS, "-DPy_LIMITED_API=0x030B0000", f"-I{BPF_DIR}",
-            f"-I{sysconfig.get_path('include')}", "-o", target, source,
+            f"-I{sysconfig.get_path('include')}", "-o", target, source, *LIBRARIES,
         ],
         check=True,
     )  # fmt: skip
@@ -145,7 +147,8 @@ def run_reader_fuzz(reader: Path, *arguments: str) -> subprocess.CompletedProces
 
 
 def test_reader(tmp_path: Path) -> None:
-    done = run_reader_fuzz(build_reader(tmp_path), "--seed", "1", "--inputs", "1500", "--seconds", "60")
+    limits = ("--inputs", "1500", "--seconds", "60")
+    done = run_reader_fuzz(build_reader(tmp_path), "--seed", "1", "--packed", *limits)
     assert done.returncode == 0, done.stderr[-4000:]
     said = dict(word.split("=") for word in done.stdout.split())
     assert int(said["inputs"]) >= 1000
@@ -185,10 +188,10 @@ def test_reader_with_a_fault(right: str, wrong: str, seen: str, tmp_path: Path) 
     assert seen in done.stderr, done.stderr[-2000:]
 
 
-# ---- the reader's two threads ----
+# ---- the reader's threads ----
 
 
-def race(folder: Path, capture: Path, batch: int, right: str = "", wrong: str = "") -> str:
+def race(folder: Path, capture: Path, batch: int, right: str = "", wrong: str = "", packing: str = "") -> str:
     """What ThreadSanitizer and the program say, of the reader with `right` replaced by `wrong`."""
     sanitized = ["gcc", "-fsanitize=thread", *SANITIZERS, *WARNINGS, "-Wno-unused-function"]
     source = folder / f"source-{batch}"
@@ -197,13 +200,10 @@ def race(folder: Path, capture: Path, batch: int, right: str = "", wrong: str = 
         text = header.read_text()
         (source / header.name).write_text(text.replace(right, wrong) if right else text)
     program = folder / f"race-{batch}"
-    subprocess.run(
-        [*sanitized, f"-I{source}", f"-I{BPF_DIR}", "-o", program, FUZZ / "reader_race.c", "-lpthread"],
-        check=True,
-    )
-    done = subprocess.run(
-        [program, capture, str(batch)], capture_output=True, text=True, check=False, timeout=120
-    )
+    include = [f"-I{source}", f"-I{BPF_DIR}"]
+    subprocess.run([*sanitized, *include, "-o", program, FUZZ / "reader_race.c", *LIBRARIES], check=True)
+    arguments = [os.fspath(capture), str(batch), *([packing] if packing else [])]
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=120)
     return done.stdout + done.stderr
 
 
@@ -223,6 +223,26 @@ def test_what_two_threads_share_is_under_their_lock(batch: int, capture: Path, t
     assert "ThreadSanitizer" not in said
     whole = read_capture(capture, threads=1)
     assert said.split() == [str(len(whole.rows)), str(whole.rows["packets"].sum())]
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zstd", "lz4"])
+def test_what_is_unpacked_ahead_is_shared_under_a_lock(packing: str, capture: Path, tmp_path: Path) -> None:
+    packed = save(tmp_path, "packed", COMPRESSIONS[packing](capture.read_bytes()))
+    said = race(tmp_path, packed, 1024, packing=packing)
+    assert "ThreadSanitizer" not in said
+    whole = read_capture(capture, threads=1)
+    assert said.split() == [str(len(whole.rows)), str(whole.rows["packets"].sum())]
+
+
+def test_a_piece_given_back_too_early_is_seen(capture: Path, tmp_path: Path) -> None:
+    right = """        stream_put(s, r, piece->bytes, piece->length);
+        *count += stream_tell(s, piece->read);
+        ahead_give(s->ahead);
+"""
+    assert sum(header.read_text().count(right) for header in READER.parent.glob("*.h")) == 1
+    lines = right.splitlines(keepends=True)
+    packed = save(tmp_path, "packed", COMPRESSIONS["lz4"](capture.read_bytes()))
+    assert "data race" in race(tmp_path, packed, 1024, right, "".join([lines[2], *lines[:2]]), "lz4")
 
 
 def test_a_row_asked_for_too_early_is_seen(capture: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from analyzer.capture import _reader, reading, streams
+from analyzer.capture import _reader, reading
 from analyzer.capture.offline import read_capture, read_captures
 from analyzer.cli import app
 from analyzer.errors import CaptureError
@@ -80,7 +80,7 @@ def shared(path: Path, batch: int, interval: int = 0, max_rows: int = 0) -> tupl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "BATCH", batch)
         patch.setattr(reading, "LARGE", 1)
-        patch.setattr(streams, "CHUNK", 5000)
+        patch.setattr(reading, "PIECE", 5000)
         patch.setattr(reading, "BLOCK", 5000)
         return seen(lambda: read_capture(path, "one", interval, max_rows=max_rows, threads=reading.MOST))
 
@@ -212,6 +212,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, *paths: Path, threads: int) -> tupl
     before = tasks()
     with monkeypatch.context() as patch:
         patch.setattr(reading.Reading, "goes_on", noting)
+        patch.setattr(reading, "TURN", 0)  # else a file may be read between two looks
         table = read_captures(paths, threads=threads)
     assert ends_with(before)
     return table, most - before + 1

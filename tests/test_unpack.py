@@ -6,12 +6,14 @@ Rule: what is expected is what the same bytes give where no thread is: plain, or
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import struct
 import sys
-import threading
+import time
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -19,15 +21,15 @@ import zstandard
 from frames import COMPRESSIONS, EPOCH, Frame, Pipe, pcap, save, segment, talk, timed
 from packets import ACK
 
-from analyzer.capture import streams
+from analyzer.capture import _reader, reading, streams
 from analyzer.capture.offline import cut_capture, read_capture, read_captures
 from analyzer.errors import CaptureError
 from analyzer.rows import ROW, OneWay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+PIECES = 8  # of _ahead.h
 KINDS = [kind for kind in COMPRESSIONS if kind != "plain"]
 SOURCE = "capture"
 
@@ -54,11 +56,27 @@ def capture(size: int = FRAMES) -> bytes:
 DATA = capture()
 
 
+def unpacking() -> int:
+    """Threads of this process that unpack, by what they call themselves."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            names.append((task / "comm").read_text())
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+    return names.count("unpack\n")
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
+    """The kernel lists a thread for a moment after it was waited for."""
+    files = len(os.listdir("/proc/self/fd"))
     yield
-    assert set(threading.enumerate()) == before
+    deadline = time.monotonic() + 5
+    while unpacking() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not unpacking()
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 def seen(read: Callable[[], OneWay]) -> tuple[object, ...]:
@@ -77,41 +95,103 @@ def through_a_pipe(data: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[object
 
 
 def test_the_capture_is_of_many_pieces() -> None:
-    assert len(DATA) > 2 * streams.PIECES * streams.PIECE
+    assert len(DATA) > 2 * PIECES * reading.PIECE
     assert all(len(COMPRESSIONS[kind](DATA)) > 2 * streams.CHUNK for kind in KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("piece", [2, 4099, streams.PIECE])
-def test_the_same_as_plain(kind: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = DATA if piece > 2 else DATA[:20000]
-    monkeypatch.setattr(streams, "PIECE", piece)
+@pytest.mark.parametrize("piece", [1, 2, 4099, reading.PIECE])
+@pytest.mark.parametrize("block", [1, 4099, reading.BLOCK])
+def test_the_same_as_plain(
+    kind: str, piece: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DATA if min(piece, block) > 2 else DATA[:20000]
+    monkeypatch.setattr(reading, "PIECE", piece)
+    monkeypatch.setattr(reading, "BLOCK", block)
     packed = save(tmp_path, "packed", COMPRESSIONS[kind](data))
     plain = save(tmp_path, "plain", data)
     assert seen(lambda: read_capture(packed, SOURCE)) == seen(lambda: read_capture(plain, SOURCE))
 
 
 def test_pieces_are_unpacked_in_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names: set[str] = set()
+    """Not those of a pipe, and not where one thread is all that is wanted."""
+    monkeypatch.setattr(reading, "TURN", 0)
+    most = 0
 
-    def noting(raw: IO[bytes]) -> IO[bytes]:
-        stream = gzip.GzipFile(fileobj=raw, mode="rb")
-        readinto1 = stream.readinto1
+    def progress(_: int) -> None:
+        nonlocal most
+        most = max(most, unpacking())
 
-        def noted(buffer: memoryview) -> int:
-            names.add(threading.current_thread().name)
-            return readinto1(buffer)
-
-        monkeypatch.setattr(stream, "readinto1", noted)
-        return cast("IO[bytes]", stream)
-
-    monkeypatch.setattr(streams, "COMPRESSIONS", ((b"\x1f\x8b", "gzip", noting),))
     path = save(tmp_path, "packed", gzip.compress(DATA))
-    read_capture(path)
-    assert names == {"unpack"}
-    names.clear()
-    through_a_pipe(path.read_bytes(), monkeypatch)
-    assert names == {threading.current_thread().name}
+    read_capture(path, progress=progress)
+    assert most == 1
+    most = 0
+    read_capture(path, progress=progress, threads=1)
+    with path.open("rb", buffering=0) as file, monkeypatch.context() as patch:
+        patch.setattr(streams, "file_size", lambda _: 0)
+        patch.setattr(sys, "stdin", type("Stdin", (), {"buffer": file}))
+        read_capture("-", progress=progress)
+    assert most == 0
+
+
+def test_progress_is_told_of_every_packed_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "TURN", 0)
+    for kind in KINDS:
+        path, counts = save(tmp_path, "packed", COMPRESSIONS[kind](DATA)), list[int]()
+        read_capture(path, progress=counts.append)
+        assert sum(counts) == path.stat().st_size
+        assert len(counts) > 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_is_unpacked_may_be_read_from_several_places(kind: str, ahead: bool, tmp_path: Path) -> None:
+    """Bytes that are given, then a descriptor, which may be closed when the thread has it."""
+    whole, parts = _reader.Reader(1, 0), _reader.Reader(1, 0)
+    whole.consume(DATA)
+    packed = COMPRESSIONS[kind](DATA)
+    parts.unpack(kind, 1000, ahead)
+    parts.consume(packed[:3])
+    parts.consume(packed[3:5000])
+    with save(tmp_path, "packed", packed).open("rb", buffering=0) as file:
+        file.seek(5000)
+        counts = [parts.read(file.fileno(), 777, 0)]
+        other = os.dup(file.fileno())
+    with os.fdopen(other, "rb", buffering=0) as file:
+        while counts[-1] is not None:
+            counts.append(parts.read(file.fileno(), 777, 0))
+        parts.end()
+    assert sum(filter(None, counts)) == len(packed) - 5000
+    assert parts.ledger() == whole.ledger()
+    assert bytes(parts.take_rows()) == bytes(whole.take_rows())
+
+
+def test_how_it_is_packed_is_known_before() -> None:
+    reader = _reader.Reader(1, 0)
+    for kind, size in (("bzip2", 10), ("gzip", 0), ("gzip", 1 << 40)):
+        with pytest.raises(ValueError, match="gzip, zstd or lz4"):
+            reader.unpack(kind, size, False)
+    reader.consume(DATA[:10])
+    with pytest.raises(RuntimeError, match="before its first byte"):
+        reader.unpack("gzip", 10, False)
+    reader = _reader.Reader(1, 0)
+    reader.unpack("gzip", 10, True)
+    with pytest.raises(RuntimeError, match="before its first byte"):
+        reader.unpack("zstd", 10, True)
+
+
+def test_nothing_is_read_after_the_end(tmp_path: Path) -> None:
+    """Of a file that was being unpacked ahead something is missing then."""
+    reader = _reader.Reader(1, 0)
+    reader.unpack("gzip", 1000, True)
+    with save(tmp_path, "packed", gzip.compress(DATA)).open("rb", buffering=0) as file:
+        assert reader.read(file.fileno(), 1000, 0) is not None
+        frames = reader.ledger()["frames"]
+        reader.end()
+        while reader.read(file.fileno(), 1000, 0) is not None:
+            pass
+    assert reader.ledger()["frames"] == frames < 2 * FRAMES
+    assert not reader.ledger()["whole"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,19 +230,22 @@ def test_a_fault_of_the_capture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, CaptureError])
-def test_what_the_stream_raises(error: type[BaseException], tmp_path: Path) -> None:
-    """Progress is told in the thread, and what it raises comes back to the caller."""
+def test_what_progress_raises(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where progress is told, a thread has pieces that nobody will take."""
+    monkeypatch.setattr(reading, "TURN", 0)
     calls = []
 
     def progress(_: int) -> None:
-        calls.append(threading.current_thread().name)
+        calls.append(unpacking())
         if len(calls) == 3:
             raise error("stop", where="here", next_step="") if error is CaptureError else error
 
     path = save(tmp_path, "packed", gzip.compress(DATA))
     with pytest.raises(error):
         read_capture(path, progress=progress)
-    assert set(calls) == {"unpack"}
+    assert 1 in calls
     calls.clear()
     with pytest.raises(error):
         read_captures([path, path], progress=progress)

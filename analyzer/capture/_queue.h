@@ -12,6 +12,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/prctl.h>
 
 #include "_table.h"
 
@@ -122,6 +123,7 @@ static void *count_batches(void *argument)
     struct beside *b = argument;
     struct batch *batch;
 
+    prctl(PR_SET_NAME, "count");
     while ((batch = batch_take(b))) {
         bool failed = count_all(batch->at, batch->length, b->table);
 

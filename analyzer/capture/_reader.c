@@ -136,7 +136,8 @@ static PyObject *reader_consume(PyObject *self, PyObject *buffer)
         return NULL;
     set_busy(self, true);
     Py_BEGIN_ALLOW_THREADS;
-    stream_put(stream_of(self), r, view.buf, (size_t)view.len);
+    (stream_is_packed(stream_of(self)) ? stream_put_packed : stream_put)(stream_of(self), r, view.buf,
+                                                                         (size_t)view.len);
     Py_END_ALLOW_THREADS;
     set_busy(self, false);
     PyBuffer_Release(&view);
@@ -145,39 +146,72 @@ static PyObject *reader_consume(PyObject *self, PyObject *buffer)
     Py_RETURN_NONE;
 }
 
-/* As in PEP 475: who sent a signal is heard, and what it interrupted goes on. */
-static long long read_for(PyObject *self, int descriptor, __u64 ns)
+static PyObject *reader_unpack(PyObject *self, PyObject *args)
 {
-    long long count;
+    const struct packing *packing;
+    struct stream *s = stream_of(self);
+    unsigned long long size;
+    const char *name;
+    int is_ahead;
+
+    if (!PyArg_ParseTuple(args, "sKp", &name, &size, &is_ahead) || !is_reading(self))
+        return NULL;
+    if (!(packing = packing_named(name)) || !size || size > PIECE_MAX)
+        return PyErr_Format(PyExc_ValueError, "gzip, zstd or lz4, in pieces of 1 to %d bytes", PIECE_MAX);
+    if (stream_is_packed(s) || s->length || reader_of(self)->offset)
+        return PyErr_Format(PyExc_RuntimeError, "how a capture is packed is known before its first byte");
+    if (stream_unpack(s, packing, (size_t)size, is_ahead))
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* As in PEP 475: who sent a signal is heard, and what it interrupted goes on. */
+static int read_for(PyObject *self, int descriptor, __u64 ns, __u64 *count)
+{
+    int went;
 
     do {
         set_busy(self, true);
         Py_BEGIN_ALLOW_THREADS;
-        count = stream_read(stream_of(self), reader_of(self), descriptor, ns);
+        went = stream_read(stream_of(self), reader_of(self), descriptor, ns, count);
         Py_END_ALLOW_THREADS;
         set_busy(self, false);
-    } while (count < 0 && errno == EINTR && !PyErr_CheckSignals());
-    return count;
+    } while (went < 0 && errno == EINTR && !PyErr_CheckSignals());
+    return went;
 }
 
 static PyObject *reader_read(PyObject *self, PyObject *args)
 {
     unsigned long long size, ns;
-    long long count;
-    int descriptor;
+    int descriptor, went;
+    __u64 count;
 
     if (!PyArg_ParseTuple(args, "iKK", &descriptor, &size, &ns) || !is_reading(self))
         return NULL;
-    if (!size)
-        return PyErr_Format(PyExc_ValueError, "pieces of no bytes are none");
-    if (stream_piece(stream_of(self), (size_t)size))
+    if (!size || size > PIECE_MAX)
+        return PyErr_Format(PyExc_ValueError, "pieces of 1 to %d bytes", PIECE_MAX);
+    if (stream_make_room(stream_of(self), (size_t)size))
         return PyErr_NoMemory();
-    count = read_for(self, descriptor, ns);
+    went = read_for(self, descriptor, ns, &count);
     if (reader_of(self)->meter.no_memory)
         return PyErr_NoMemory();
-    if (count < 0)
+    if (went < 0)
         return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
-    return PyLong_FromLongLong(count);
+    if (!went)
+        Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(count);
+}
+
+static PyObject *reader_end(PyObject *self, PyObject *Py_UNUSED(none))
+{
+    if (!is_idle(self))
+        return NULL;
+    set_busy(self, true);
+    Py_BEGIN_ALLOW_THREADS;
+    stream_stop(stream_of(self));
+    Py_END_ALLOW_THREADS;
+    set_busy(self, false);
+    Py_RETURN_NONE;
 }
 
 static PyObject *reader_count_beside(PyObject *self, PyObject *length)
@@ -350,14 +384,15 @@ static PyObject *reader_ledger(PyObject *self, PyObject *Py_UNUSED(none))
         dropped += r->interfaces[i].dropped;
     if (r->packet_drops > dropped)
         dropped = r->packet_drops;
-    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK ss si}", "frames", l->frames, "flow",
-                         l->results[PARSED] - no_room[0], "overflow", no_room[0], "inner_overflow", no_room[1],
+    return Py_BuildValue("{sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK sK ss si sO}", "frames", l->frames,
+                         "flow", l->results[PARSED] - no_room[0], "overflow", no_room[0], "inner_overflow", no_room[1],
                          "not_ip", l->results[NOT_IP], "truncated", l->results[TRUNCATED], "malformed",
                          l->results[MALFORMED], "unsupported", l->results[UNSUPPORTED], "fragment", l->fragments,
                          "inner_not_ip", l->inner[NOT_IP], "inner_truncated", l->inner[TRUNCATED], "inner_malformed",
                          l->inner[MALFORMED], "inner_fragment", l->inner_fragments, "lost", dropped, "start", l->start,
                          "end", l->end, "offset", r->offset, "rest", r->fault[0] ? 0 : (__u64)stream_of(self)->length,
-                         "fault", r->fault, "format", (int)r->format);
+                         "fault", r->fault, "format", (int)r->format, "whole",
+                         r->fault[0] || stream_is_whole(stream_of(self)) ? Py_True : Py_False);
 }
 
 static PyObject *reader_interfaces(PyObject *self, PyObject *Py_UNUSED(none))
@@ -404,9 +439,14 @@ static PyObject *reader_links(PyObject *self, PyObject *Py_UNUSED(none))
 static PyMethodDef reader_methods[] = {
     {"consume", reader_consume, METH_O,
      "consume(buffer) -> None: the capture's next bytes; what is no whole record yet is kept for the next call"},
+    {"unpack", reader_unpack, METH_VARARGS,
+     "unpack(packing, size, ahead) -> None: what comes is packed so (gzip, zstd, lz4), and is unpacked `size` bytes at "
+     "a "
+     "time, where `ahead` is set by a thread of its own, which reads what it can of a descriptor"},
     {"read", reader_read, METH_VARARGS,
-     "read(descriptor, size, ns) -> int: consumes what is read from it for about so long, `size` bytes at a time; how "
-     "many they were, 0 at its end"},
+     "read(descriptor, size, ns) -> int or None: consumes what is read from it for about so long, `size` bytes at a "
+     "time; how many they were (packed), None at its end"},
+    {"end", reader_end, METH_NOARGS, "end() -> None: nothing more is read; ends the thread that unpacks"},
     {"count_beside", reader_count_beside, METH_O,
      "count_beside(packets) -> None: from now on a thread beside the caller's counts, so many packets at a time, where "
      "one is to be had"},

@@ -1,27 +1,52 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rule: pieces of a file in, of any length, whole records to consume(). This file knows where pieces come from and what
- * of them waits for the next one; it knows no format.
+ * Rule: pieces of a file in, of any length, packed or not, whole records to consume(). This file knows where pieces
+ * come from and what of them waits for the next one; it knows no format.
  */
 #ifndef RKE2_FLOWS_STREAM_H
 #define RKE2_FLOWS_STREAM_H
 
-#include <errno.h>
-#include <time.h>
-#include <unistd.h>
-
+#include "_ahead.h"
 #include "_formats.h"
 
-#define STEP 4096 /* bytes by which the beginning of a record is completed at first: most are shorter */
+#define STEP      4096      /* bytes by which the beginning of a record is completed at first: most are shorter */
+#define PIECE_MAX (1 << 30) /* bytes */
 
-/* `kept`: the beginning of a record whose end has not come yet. `piece`: where a descriptor's bytes are read to. */
+/*
+ * `kept`: the beginning of a record whose end has not come yet. `piece`: where a descriptor's bytes are read to, and
+ * packed ones unpacked. `told`: packed bytes of which stream_read() has told.
+ */
 struct stream {
     __u8 *kept, *piece;
     size_t length, room, size;
+    struct packed packed;
+    bool is_ahead; /* a thread is to unpack */
+    struct ahead *ahead;
+    __u64 told;
 };
+
+/* Ends the thread that unpacks. */
+static void stream_end(struct stream *s)
+{
+    if (!s->ahead)
+        return;
+    ahead_end(s->ahead);
+    s->ahead = NULL;
+    close(s->packed.descriptor);
+}
+
+/* Nothing packed is read any more. */
+static void stream_stop(struct stream *s)
+{
+    stream_end(s);
+    s->packed.ended = true;
+}
 
 static void stream_free(struct stream *s)
 {
+    stream_end(s);
+    unpacker_free(&s->packed.unpacker);
+    free(s->packed.bytes);
     free(s->kept);
     free(s->piece);
     *s = (struct stream){0};
@@ -92,35 +117,167 @@ static __u64 stream_clock(void)
     return (__u64)now.tv_sec * NS + (__u64)now.tv_nsec;
 }
 
-/* Where a descriptor's bytes are read to, `size` of them at a time; -1 when memory is out. */
-static int stream_piece(struct stream *s, size_t size)
+/* `size` bytes; -1 when memory is out. */
+static int stream_room(__u8 **at, size_t *now, size_t size)
 {
-    if (s->size == size)
+    if (*now == size)
         return 0;
-    free(s->piece);
-    s->piece = aligned_alloc(4096, (size + 4095) & ~(size_t)4095);
-    s->size = s->piece ? size : 0;
-    return s->piece ? 0 : -1;
+    free(*at);
+    *at = aligned_alloc(4096, (size + 4095) & ~(size_t)4095);
+    *now = *at ? size : 0;
+    return *at ? 0 : -1;
+}
+
+/* ---- packed ---- */
+
+/* From now on all bytes are packed, and unpacked `size` of them at a time; -1 when memory is out. */
+static int stream_unpack(struct stream *s, const struct packing *packing, size_t size, bool is_ahead)
+{
+    s->is_ahead = is_ahead;
+    return stream_room(&s->piece, &s->size, size) || unpacker_init(&s->packed.unpacker, packing);
+}
+
+static bool stream_is_packed(const struct stream *s)
+{
+    return s->packed.unpacker.packing;
+}
+
+/* Whether what was packed does not end within a part. Not known while a thread unpacks. */
+static bool stream_is_whole(const struct stream *s)
+{
+    return !stream_is_packed(s) || s->ahead || s->packed.unpacker.whole;
+}
+
+static void note_damage(const struct stream *s, struct reader *r)
+{
+    if (s->packed.unpacker.no_memory)
+        r->meter.no_memory = true;
+    else if (s->packed.unpacker.fault && !has_ended(r))
+        fault(r, "the compressed stream is damaged: %s", s->packed.unpacker.fault);
+}
+
+/* Packed bytes, all of them. */
+static void stream_put_packed(struct stream *s, struct reader *r, const __u8 *p, size_t length)
+{
+    struct unpacker *u = &s->packed.unpacker;
+    size_t made;
+
+    u->next = p;
+    u->rest = length;
+    while (!has_ended(r) && (made = unpack(u, s->piece, s->size)))
+        stream_put(s, r, s->piece, made);
+    u->rest = 0;
+    note_damage(s, r);
+}
+
+/* Where a descriptor's bytes are read to, `size` of them at a time; -1 when memory is out. */
+static int stream_make_room(struct stream *s, size_t size)
+{
+    if (s->ahead)
+        return 0; /* the thread has its room */
+    return stream_is_packed(s) ? stream_room(&s->packed.bytes, &s->packed.size, size)
+                               : stream_room(&s->piece, &s->size, size);
+}
+
+/* What packed bytes were read since this was asked for; their pieces are consumed. */
+static __u64 stream_tell(struct stream *s, __u64 read)
+{
+    __u64 more = read - s->told;
+
+    s->told = read;
+    return more;
+}
+
+/* A thread of its own reads what is to be unpacked by a descriptor of its own: the caller may close theirs. */
+static void stream_begin(struct stream *s, int descriptor)
+{
+    s->packed.descriptor = descriptor;
+    if (!s->is_ahead)
+        return;
+    s->is_ahead = false;
+    s->packed.descriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+    s->ahead = s->packed.descriptor < 0 ? NULL : ahead_new(&s->packed, s->size);
+    if (s->ahead)
+        return;
+    if (s->packed.descriptor >= 0)
+        close(s->packed.descriptor);
+    s->packed.descriptor = descriptor;
+}
+
+/* ---- from a descriptor ---- */
+
+/* Those that read one piece and consume it: > 0 where that goes on, 0 at the end, -1 where reading failed. */
+typedef int read_piece(struct stream *s, struct reader *r, int descriptor, __u64 *count);
+
+static int read_plain(struct stream *s, struct reader *r, int descriptor, __u64 *count)
+{
+    ssize_t got = read(descriptor, s->piece, s->size);
+
+    if (got <= 0)
+        return (int)got;
+    stream_put(s, r, s->piece, (size_t)got);
+    *count += (__u64)got;
+    return 1;
+}
+
+static int packed_end(struct stream *s, struct reader *r)
+{
+    int error = s->packed.error;
+
+    note_damage(s, r);
+    s->packed.error = 0;
+    errno = error;
+    return error ? -1 : 0;
+}
+
+static int read_packed(struct stream *s, struct reader *r, int descriptor, __u64 *count)
+{
+    size_t made;
+
+    s->packed.descriptor = descriptor;
+    made = packed_fill(&s->packed, s->piece, s->size, 1);
+    if (made)
+        stream_put(s, r, s->piece, made);
+    *count += stream_tell(s, s->packed.read);
+    return made ? 1 : packed_end(s, r);
+}
+
+/* How long nothing may come before the caller is heard. */
+#define SILENCE (SECOND / 20)
+
+static int read_ahead(struct stream *s, struct reader *r, int descriptor, __u64 *count)
+{
+    struct piece *piece = ahead_take(s->ahead, SILENCE);
+
+    (void)descriptor;
+    if (piece) {
+        stream_put(s, r, piece->bytes, piece->length);
+        *count += stream_tell(s, piece->read);
+        ahead_give(s->ahead);
+    }
+    if (has_ended(r) || ahead_is_done(s->ahead))
+        stream_end(s);
+    return 1;
 }
 
 /*
- * Reads a descriptor for about `ns`, or to its end or a fault. Bytes that were read: 0 at the end; -1 where the first
- * read failed, as errno says. One that fails later says so again at the next call.
+ * Reads a descriptor for about `ns`, or to its end or a fault. `count`: bytes that were read. 0 at the end, where none
+ * were; -1 where the first read failed, as errno says. One that fails later says so again at the next call.
  */
-static long long stream_read(struct stream *s, struct reader *r, int descriptor, __u64 ns)
+static int stream_read(struct stream *s, struct reader *r, int descriptor, __u64 ns, __u64 *count)
 {
     __u64 begun = stream_clock();
-    long long sum = 0;
-    ssize_t got;
+    int went = 1;
 
-    do {
-        got = read(descriptor, s->piece, s->size);
-        if (got <= 0)
-            return sum ? sum : got;
-        stream_put(s, r, s->piece, (size_t)got);
-        sum += got;
-    } while (!has_ended(r) && stream_clock() - begun < ns);
-    return sum;
+    *count = 0;
+    if (stream_is_packed(s) && s->is_ahead)
+        stream_begin(s, descriptor);
+    while (went > 0) {
+        went = (s->ahead ? read_ahead : stream_is_packed(s) ? read_packed : read_plain)(s, r, descriptor, count);
+        if (has_ended(r) || stream_clock() - begun >= ns)
+            break;
+    }
+    return *count ? 1 : went;
 }
 
 #endif

@@ -176,7 +176,7 @@ def _table(job: Reading, interval: int) -> OneWay:
         job.source,
         start=ledger["start"] if ledger["end"] else 0,
         damage=damage,
-        **{k: v for k, v in ledger.items() if k not in ("start", "offset", "rest", "fault", "format")},
+        **{name: value for name, value in ledger.items() if name not in _OF_THE_FILE},
     )
     rows = np.frombuffer(memoryview(job.reader.take_rows()), ROW)
     fragments = np.frombuffer(memoryview(job.reader.fragments()), FRAGMENT)
@@ -184,13 +184,17 @@ def _table(job: Reading, interval: int) -> OneWay:
     return _named(table, job.source, job.reader.interfaces())
 
 
+#: what the reader tells of bytes rather than of frames
+_OF_THE_FILE = ("start", "offset", "rest", "fault", "format", "whole")
+
+
 def _damage(job: Reading, ledger: dict[str, int | str]) -> str:
     """What is wrong with the file; raises CaptureError where not even its header could be read."""
     place = f"frame {int(ledger['frames']) + 1}, byte {ledger['offset']}"
     if ledger["fault"]:
         damage = f"{place}: {ledger['fault']}"
-    elif job.damage:
-        damage = f"{place}: {job.damage}"
+    elif not ledger["whole"]:
+        damage = f"{place}: the compressed stream is damaged: it ends too early"
     elif ledger["rest"]:
         damage = f"{place}: the file ends within a record, {ledger['rest']} bytes into it"
     else:

@@ -7,26 +7,26 @@ several cores.
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from typing import IO, TYPE_CHECKING
 
 from analyzer.capture import _reader, streams
-from analyzer.capture.streams import Ahead, Counted, Direct, Progress, no_progress
 from analyzer.errors import CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from analyzer.capture.streams import Progress
+
 #: bytes of a file for which a second thread is worth it; of packets that it is handed at a time
 LARGE, BATCH = 4 << 20, 1024
-#: bytes that the reader reads at a time: with fewer the calls take longer, more leave the cache
-BLOCK = 1 << 20
+#: bytes that the reader reads at a time, and unpacks: with fewer calls take longer, more leave the cache
+BLOCK, PIECE = 1 << 20, 128 << 10
 #: ns for which the reader reads on its own, before progress is told and a signal heard
 TURN = 50 * 10**6
 #: threads of one source at most: one unpacks, one parses, one counts; more of them than cores take longer
@@ -47,7 +47,6 @@ class Reading:
     reader: _reader.Reader
     drain: Callable[[], None] | None = None
     threads: int = MOST
-    damage: str = ""
     stop: Event = field(default_factory=Event)
 
     def goes_on(self) -> bool:
@@ -76,16 +75,20 @@ def read_all(job: Reading, path: str | Path, progress: Progress) -> None:
     with streams.opened(path) as raw:
         with _told(job):
             head, size = streams.head_of(raw), streams.file_size(raw)
-        unpack = streams.unpacker(head)
-        if not job.drain and job.threads > (2 if unpack else 1) and not 0 < size < LARGE:
-            job.reader.count_beside(BATCH)
-        if not unpack:
-            _read_plain(job, raw, head, progress)
-            return
-        unpacked = unpack(io.BufferedReader(Counted(raw, head, progress), streams.CHUNK))
+        _share(job, streams.packing_of(head), size)
+        try:
+            _read(job, raw, head, progress)
+        finally:
+            job.reader.end()
+
+
+def _share(job: Reading, packing: str, size: int) -> None:
+    """Says what threads do beside the one that reads. `size`: 0 of what is no file."""
+    if packing:
         # from a pipe nothing may ever come, and a thread that waits for it could not be ended
-        with Ahead(unpacked) if size and job.threads > 1 else nullcontext(Direct(unpacked)) as pieces:
-            _feed(job, pieces, no_progress)
+        job.reader.unpack(packing, PIECE, bool(size) and job.threads > 1)
+    if not job.drain and job.threads > (2 if packing else 1) and not 0 < size < LARGE:
+        job.reader.count_beside(BATCH)
 
 
 @contextmanager
@@ -97,39 +100,32 @@ def _told(job: Reading) -> Iterator[None]:
         raise CaptureError(f"cannot be read: {error.strerror}", where=job.source) from error
 
 
-def _read_plain(job: Reading, raw: IO[bytes], head: bytes, progress: Progress) -> None:
-    """By the reader itself, where it can and where nothing is to be taken from it meanwhile."""
+def _read(job: Reading, raw: IO[bytes], head: bytes, progress: Progress) -> None:
+    """Lets the reader have all of it, piece by piece."""
     number = streams.descriptor(raw)
-    progress(len(head))
+    pieces = streams.pieces_of(raw) if number < 0 else None
     job.reader.consume(head)
-    if job.drain or number < 0:
-        _feed(job, Direct(raw), progress)
-        return
-    while job.goes_on() and (count := _turn(job, number)):
+    count: int | None = len(head)
+    while count is not None:
         progress(count)
-
-
-def _turn(job: Reading, descriptor: int) -> int:
-    with _told(job):
-        return job.reader.read(descriptor, BLOCK, TURN)
-
-
-def _feed(job: Reading, pieces: Ahead | Direct, progress: Progress) -> None:
-    while job.goes_on() and (piece := _piece(job, pieces)):
-        progress(len(piece))
-        job.reader.consume(piece)
         if job.drain:
             job.drain()
+        if not job.goes_on():
+            return
+        with _told(job):
+            count = _consumed(job, pieces) if pieces else job.reader.read(number, BLOCK, _turn(job))
 
 
-def _piece(job: Reading, pieces: Ahead | Direct) -> memoryview | None:
-    """None where a packed stream is damaged."""
-    with _told(job):
-        try:
-            return pieces.piece()
-        except streams.unpack_errors() as error:
-            job.damage = f"the compressed stream is damaged: {' '.join(str(error).split())}"
-            return None
+def _turn(job: Reading) -> int:
+    return 0 if job.drain else TURN
+
+
+def _consumed(job: Reading, pieces: Iterator[memoryview]) -> int | None:
+    piece = next(pieces, None)
+    if piece is None:
+        return None
+    job.reader.consume(piece)
+    return len(piece)
 
 
 # ---- before its table is asked for ----
@@ -162,8 +158,10 @@ class Early:
     def whole(self, source: str, progress: Progress) -> Reading:
         """Waits until all is read, which raises what reading raised. Its table can be taken once."""
         self._job.source = source
-        while self._thread.is_alive():
+        alive = True
+        while alive:
             self._thread.join(_PATIENCE)
+            alive = self._thread.is_alive()
             told, self._told = self._told, self._bytes
             progress(self._told - told)
         if self._error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gzip
 import importlib.util
 import os
 import random
@@ -22,6 +23,9 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from typing import Any
+
+import lz4.frame
+import zstandard
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, os.fspath(HERE.parent))
@@ -198,6 +202,54 @@ def read(
     return bytes(reader.take_rows()), ledger, fragments, interfaces
 
 
+PACKERS: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
+    ("gzip", lambda data: gzip.compress(data, 1, mtime=0)),
+    ("zstd", zstandard.ZstdCompressor(level=1, write_checksum=True).compress),
+    ("lz4", lambda data: lz4.frame.compress(data, block_size=lz4.frame.BLOCKSIZE_MAX64KB)),
+)
+
+
+def told(reader: Any) -> tuple[Any, ...]:
+    return bytes(reader.fragments()), reader.ledger(), bytes(reader.take_rows())
+
+
+def unpacked(
+    module: Any, packing: str, data: bytes, cuts: Sequence[int], piece: int, ahead: bool
+) -> tuple[Any, ...]:
+    """Feeds packed bytes up to the last of ``cuts`` as buffers, and the rest by a descriptor."""
+    reader = module.Reader(1, 0)
+    reader.unpack(packing, piece, ahead)
+    for begin, end in zip([0, *cuts], cuts, strict=False):
+        reader.consume(exact(data[begin:end]))
+    with os.fdopen(os.memfd_create("packed"), "w+b", buffering=0) as file:
+        file.write(data[cuts[-1] :])
+        file.seek(0)
+        while not reader.fault() and reader.read(file.fileno(), piece, 0) is not None:
+            pass
+        reader.end()
+    return told(reader)
+
+
+def try_packed(module: Any, data: bytes, chance: random.Random) -> None:
+    """The same bytes packed, and damaged once more in one case of two."""
+    plain = module.Reader(1, 0)
+    plain.consume(exact(data))
+    packing, pack = chance.choice(PACKERS)
+    packed = bytearray(pack(data))
+    whole = chance.random() < 0.5
+    if not whole:
+        chance.choice(DAMAGES)(packed, chance)
+    cuts, piece = sorted(chance.choices(range(len(packed) + 1), k=3)), chance.choice((1, 100, 4096, 1 << 20))
+    answers = [
+        unpacked(module, packing, bytes(packed), *how)
+        for how in (([len(packed)], 1 << 20, False), (cuts, piece, False), ([0], piece, True))
+    ]
+    if whole and answers[0] != told(plain):
+        raise AssertionError("packed it reads otherwise")
+    if answers != answers[:1] * 3:
+        raise AssertionError("the answer depends on how it was unpacked")
+
+
 def check_sums(module: Any, rows: bytes, ledger: dict[str, Any], fragments: bytes) -> None:
     """Nothing read is silently dropped from the count."""
     layout = module.layout()
@@ -251,6 +303,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=3000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end earlier")
     parser.add_argument("--keep", type=Path, required=True, help="where the input under trial is written")
+    parser.add_argument("--packed", action="store_true", help="read each input packed too")
     parser.add_argument("--input", type=Path, help="try this input alone")
     return parser.parse_args()
 
@@ -267,6 +320,8 @@ def main() -> None:
         data = damaged(seeds, chance)
         options.keep.write_bytes(data)
         frames += try_one(module, data, chance)
+        if options.packed:
+            try_packed(module, data, chance)
         inputs += 1
     print(f"inputs={inputs} frames={frames} seeds={len(seeds)} seconds={time.monotonic() - began:.1f}")
 

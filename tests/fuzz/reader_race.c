@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rule: the reader without Python, its rows counted beside and asked for after each piece. ThreadSanitizer watches what
- * the two threads share.
+ * Rule: the reader without Python, its rows counted beside and asked for after each piece, and what is packed unpacked
+ * ahead. ThreadSanitizer watches what the threads share.
  *
- * Arguments: a capture, and how many packets are handed over at a time. Prints the rows and packets that were counted.
+ * Arguments: a capture, how many packets are handed over at a time, and how it is packed, if it is. Prints the rows and
+ * packets that were counted.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -24,16 +25,20 @@ static __u64 packets_of(const struct table *t)
 
 int main(int count, char **arguments)
 {
-    int file = count == 3 ? open(arguments[1], O_RDONLY) : -1;
+    int file = count >= 3 ? open(arguments[1], O_RDONLY) : -1;
     struct reader reader = {0};
     struct stream stream = {0};
     struct meter *m = &reader.meter;
-    __u64 packets = 0;
+    __u64 packets = 0, bytes;
 
-    if (file < 0 || meter_init(m, 1, 0, 0) || stream_piece(&stream, PIECE))
+    if (file < 0 || meter_init(m, 1, 0, 0))
+        return 2;
+    if (count == 4 && stream_unpack(&stream, packing_named(arguments[3]), PIECE, true))
+        return 2;
+    if (stream_make_room(&stream, PIECE))
         return 2;
     queue_count_beside(&m->queue, (unsigned)atoi(arguments[2]));
-    while (stream_read(&stream, &reader, file, 0) > 0) {
+    while (stream_read(&stream, &reader, file, 0, &bytes) > 0) {
         if (queue_settle(&m->queue))
             return 2;
         packets = packets_of(&m->table);
