@@ -1,6 +1,40 @@
-"""`python -m analyzer` is `rke2-flows`. Rule: starts the command line and knows nothing else."""
+"""`rke2-flows` and `python -m analyzer`. Rule: what has to be done before the command line is loaded, which
+takes as long as to read 30 MB: they are read meanwhile.
+"""
 
-from analyzer.cli import main
+import gc
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from analyzer.commands.early import foreseen
+
+#: objects made before cycles among them are looked for: to load modules makes many, and nearly no cycle
+_GARBAGE = 100_000
+
+
+def main() -> NoReturn:
+    """Runs the command line and leaves the process with its exit status.
+
+    A reader of the output that leaves early (`| head`) ends the process by SIGPIPE, as it ends others: no
+    exit status of ours could be told from a finding.
+    """
+    gc.set_threshold(_GARBAGE)
+    # NumPy's linear algebra, of which nothing is used here, would start a thread for each core at its import
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if sys.stderr is None:  # closed from the start: what is said must not go into the data
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process
+        os.dup2(sys.stderr.fileno(), 2)
+    with foreseen(sys.argv[1:]):
+        from analyzer.cli import run  # noqa: PLC0415
+
+        status = run()
+    gc.freeze()  # what is there goes with the process: looking for cycles in it takes as long as an import
+    sys.exit(status)
+
 
 if __name__ == "__main__":
     main()

@@ -4,16 +4,13 @@ and an exit status; what a command does stands in its file of analyzer/commands.
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analyzer.commands import check, cluster, diff, evidence, flows, listeners, live, matrix, spec, store
-from analyzer.commands.early import foreseen
 from analyzer.commands.options import EXIT_STATUS, INPUT_FAULT, INTERRUPTED, NOTHING, group
 from analyzer.errors import AnalyzerError
 
@@ -43,9 +40,6 @@ for _command, _epilog in _COMMANDS:
 for _name, _group in (("spec", spec.app), ("cluster", cluster.app), ("store", store.app)):
     app.add_typer(_group, name=_name)
 
-#: objects made before cycles among them are looked for: to load modules makes many, and nearly no cycle
-_GARBAGE = 100_000
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -64,27 +58,8 @@ def _common(
     """Options of every command."""
 
 
-def main() -> NoReturn:
-    """Runs the command line and leaves the process with its exit status.
-
-    A reader of the output that leaves early (`| head`) ends the process by SIGPIPE, as it ends others: no
-    exit status of ours could be told from a finding.
-    """
-    gc.set_threshold(_GARBAGE)
-    # NumPy's linear algebra, of which nothing is used here, would start a thread for each core at its import
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if sys.stderr is None:  # closed from the start: what is said must not go into the data
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process
-        os.dup2(sys.stderr.fileno(), 2)
-    with foreseen(sys.argv[1:]):
-        status = _run()
-    gc.freeze()  # what is there goes with the process: looking for cycles in it takes as long as an import
-    sys.exit(status)
-
-
-def _run() -> int:
+def run() -> int:
+    """Runs what the words of the command line ask for; the exit status."""
     try:
         app(standalone_mode=True)
     except SystemExit as done:

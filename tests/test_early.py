@@ -21,10 +21,10 @@ from frames import COMPRESSIONS, Frame, Interface, datagram, pcap, pcapng, save,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analyzer.__main__ import main
 from analyzer.capture import _reader, offline, reading, streams
 from analyzer.capture.offline import read_capture, read_captures
 from analyzer.capture.reading import Early
-from analyzer.cli import main
 from analyzer.commands import early
 from analyzer.errors import CaptureError
 from analyzer.store import read_flow_file
