@@ -58,10 +58,11 @@ class Sizes:
     flows: tuple[int, ...]
     flows_of: Settings
     spoofed: int
-    packed: Settings
+    packed: tuple[tuple[str, Settings], ...]
     judged: int
 
 
+_PACKED = Settings(frames=8_000_000, flows=200_000, size=450, snaplen=96)
 FULL = Sizes(
     rounds=3,
     m4=Settings(frames=4_000_000, flows=50_000, size=450),
@@ -72,7 +73,7 @@ FULL = Sizes(
     flows=(50_000, 200_000, 1_000_000, 2_000_000),
     flows_of=Settings(frames=4_000_000, size=450, snaplen=96, mix=MANY_FLOWS),
     spoofed=20_000_000,
-    packed=Settings(frames=8_000_000, flows=200_000, size=450, snaplen=96),
+    packed=(("gz", _PACKED), ("zst", _PACKED), ("zst", replace(_PACKED, frames=32_000_000))),
     judged=10_000_000,
 )
 _SMALL = Settings(frames=2_000, flows=100, size=450)
@@ -87,7 +88,7 @@ QUICK = Sizes(
     flows=(100, 1_000),
     flows_of=replace(_CUT, frames=2_000, mix=MANY_FLOWS),
     spoofed=2_000,
-    packed=_CUT,
+    packed=(("gz", _CUT), ("zst", _CUT), ("zst", replace(_CUT, frames=4_000))),
     judged=2_000,
 )
 
@@ -202,21 +203,25 @@ def _folded(entry: cmp.Entry) -> int:
 
 def packed(run: Run) -> Numbers:
     """gzip and zstd input beside the programs that only unpack it."""
-    truth = write_file(run.folder / "plain.pcap", run.sizes.packed).summary()
-    rows: dict[str, Numbers] = {}
-    for suffix, (command, unpacker) in PACKERS.items():
-        if program(command[0]) is None:
-            rows[suffix] = {"missing": f"{command[0]}: not available here, left out"}
-            continue
-        file = run.folder / f"capture.pcap.{suffix}"
-        with file.open("wb") as out:
-            subprocess.run([*command, str(run.folder / "plain.pcap")], stdout=out, check=True)
-        jobs = [_job(run, name, file) for name in (PRODUCT, unpacker)]
-        product, other = cmp.turns(jobs, run.sizes.rounds, run.say)
-        rows[suffix] = {"file_bytes": file.stat().st_size, "product": _row(product), "unpacker": unpacker,
-                        "other": _row(other)}  # fmt: skip
-        file.unlink()
-    return {"truth": truth, "rounds": run.sizes.rounds, "rows": rows}
+    rows = [_packed(run, suffix, settings) for suffix, settings in run.sizes.packed]
+    return {"rounds": run.sizes.rounds, "rows": rows}
+
+
+def _packed(run: Run, suffix: str, settings: Settings) -> Numbers:
+    command, unpacker = PACKERS[suffix]
+    told: Numbers = {"suffix": suffix, "unpacker": unpacker}
+    if program(command[0]) is None:
+        return {**told, "missing": f"{command[0]}: not available here, left out"}
+    plain, file = run.folder / "plain.pcap", run.folder / f"capture.pcap.{suffix}"
+    truth = write_file(plain, settings).summary()
+    with file.open("wb") as out:
+        subprocess.run([*command, str(plain)], stdout=out, check=True)
+    plain.unlink()
+    jobs = [_job(run, name, file) for name in (PRODUCT, unpacker)]
+    product, other = cmp.turns(jobs, run.sizes.rounds, run.say)
+    size = file.stat().st_size
+    file.unlink()
+    return {**told, "truth": truth, "file_bytes": size, "product": _row(product), "other": _row(other)}
 
 
 def judging(run: Run) -> Numbers:
