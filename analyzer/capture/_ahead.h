@@ -8,12 +8,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
-#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "_thread.h"
 #include "_unpack.h"
 
 #define PIECES 8
@@ -198,16 +196,10 @@ static struct ahead *ahead_alloc(struct packed *packed, size_t size)
 static struct ahead *ahead_new(struct packed *packed, size_t size)
 {
     struct ahead *a = ahead_alloc(packed, size);
-    sigset_t all, before;
-    int failed;
 
     if (!a)
         return NULL;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    failed = pthread_create(&a->thread, NULL, unpack_pieces, a);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (!failed)
+    if (!thread_start(&a->thread, unpack_pieces, a))
         return a;
     ahead_free(a);
     return NULL;

@@ -10,11 +10,8 @@
 #ifndef RKE2_FLOWS_QUEUE_H
 #define RKE2_FLOWS_QUEUE_H
 
-#include <pthread.h>
-#include <signal.h>
-#include <sys/prctl.h>
-
 #include "_table.h"
+#include "_thread.h"
 
 #define SLOTS_AHEAD  32
 #define ROWS_AHEAD   16
@@ -176,12 +173,10 @@ static int batch_settle(struct beside *b)
     return failed ? -1 : 0;
 }
 
-/* NULL where there is no memory or no thread to be had: counting goes on without. Signals are for other threads. */
+/* NULL where there is no memory or no thread to be had: counting goes on without. */
 static struct beside *beside_new(struct table *table, unsigned length)
 {
     struct beside *b = calloc(1, sizeof(*b));
-    sigset_t all, before;
-    int failed;
 
     if (!b)
         return NULL;
@@ -189,11 +184,7 @@ static struct beside *beside_new(struct table *table, unsigned length)
     b->length = length;
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->changed, NULL);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    failed = pthread_create(&b->thread, NULL, count_batches, b);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (!failed)
+    if (!thread_start(&b->thread, count_batches, b))
         return b;
     free(b);
     return NULL;
