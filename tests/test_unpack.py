@@ -212,6 +212,14 @@ def test_damage_reads_as_without_a_thread(kind: str, tmp_path: Path, monkeypatch
     assert damaged > 12
 
 
+def test_a_window_that_takes_too_much_memory(tmp_path: Path) -> None:
+    """What `zstd --long=31` packs is not damaged. RFC 8878, 3.1.1.1.2: a window of 2 GiB."""
+    block = (len(SOURCE) << 3 | 1).to_bytes(3, "little") + SOURCE.encode()
+    path = save(tmp_path, "packed", b"\x28\xb5\x2f\xfd\x00\xa8" + block)
+    with pytest.raises(CaptureError, match=r"more than 128 MiB: use zstd -d --long=31"):
+        read_capture(path)
+
+
 # ---- every way out ends the thread; the fixture looks ----
 
 

@@ -150,10 +150,14 @@ static bool stream_is_whole(const struct stream *s)
 
 static void note_damage(const struct stream *s, struct reader *r)
 {
-    if (s->packed.unpacker.no_memory)
+    const struct unpacker *u = &s->packed.unpacker;
+
+    if (u->no_memory)
         r->meter.no_memory = true;
-    else if (s->packed.unpacker.fault && !has_ended(r))
-        fault(r, "the compressed stream is damaged: %s", s->packed.unpacker.fault);
+    else if (u->too_large && !has_ended(r))
+        fault(r, "to unpack it takes more than 128 MiB: use zstd -d --long=31");
+    else if (u->fault && !has_ended(r))
+        fault(r, "the compressed stream is damaged: %s", u->fault);
 }
 
 /* Packed bytes, all of them. */

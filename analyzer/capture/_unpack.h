@@ -20,7 +20,7 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
-#include "packet.h"
+#include <linux/types.h>
 
 struct unpacker {
     const struct packing *packing; /* NULL: nothing is packed */
@@ -35,6 +35,7 @@ struct unpacker {
     bool pending;  /* there may be more than there was room for */
     bool whole;    /* a part has just ended */
     bool no_memory;
+    bool too_large;    /* nothing is wrong but that it takes more memory than the library spends */
     const char *fault; /* NULL so far */
 };
 
@@ -134,6 +135,7 @@ static size_t zstd_step(struct unpacker *u, size_t length, __u8 *to, size_t room
     unpacker_took(u, in.pos);
     if (ZSTD_isError(result)) {
         u->no_memory = ZSTD_getErrorCode(result) == ZSTD_error_memory_allocation;
+        u->too_large = ZSTD_getErrorCode(result) == ZSTD_error_frameParameter_windowTooLarge;
         u->fault = ZSTD_getErrorName(result);
         return 0;
     }
