@@ -271,13 +271,15 @@ static int read_ahead(struct stream *s, struct reader *r, int descriptor, __u64 
 static int stream_read(struct stream *s, struct reader *r, int descriptor, __u64 ns, __u64 *count)
 {
     __u64 begun = stream_clock();
+    read_piece *next;
     int went = 1;
 
     *count = 0;
     if (stream_is_packed(s) && s->is_ahead)
         stream_begin(s, descriptor);
     while (went > 0) {
-        went = (s->ahead ? read_ahead : stream_is_packed(s) ? read_packed : read_plain)(s, r, descriptor, count);
+        next = s->ahead ? read_ahead : stream_is_packed(s) ? read_packed : read_plain;
+        went = next(s, r, descriptor, count);
         if (has_ended(r) || stream_clock() - begun >= ns)
             break;
     }
