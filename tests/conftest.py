@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ SHARED = PROJECT.parent / "shared"
 PUBLIC = SHARED / "captures" / "public"
 ZEEK = SHARED / "captures" / "zeek"
 RECORDED = PROJECT / "captures"
+_MODULES = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+#: what the linker is told of the native reader
+LIBRARIES = [f"-l{name}" for module in _MODULES for name in module.get("libraries", ())]
 
 
 def require(condition: bool, reason: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from bench.generate import Settings, write_file
-from conftest import PROJECT, require, require_program
+from conftest import LIBRARIES, PROJECT, require, require_program
 from frames import COMPRESSIONS, save
 from packets import PACKETS
 
@@ -26,7 +26,6 @@ READER = PROJECT / "analyzer" / "capture" / "_reader.c"
 BPF_DIR = PROJECT / "bpf"
 SANITIZERS = ["-O1", "-g", "-std=gnu11", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
-LIBRARIES = ["-lz", "-lzstd", "-llz4"]
 # tests/fuzz/packet_fuzz.c: LINKS
 LINKS = [1, 0, 9, 12, 14, 50, 51, 101, 108, 113, 228, 229, 276, 105]
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PROJECT, require, require_program, require_root
+from conftest import LIBRARIES, PROJECT, require, require_program, require_root
 from packets import (
     ETHERNET,
     IEEE802_11,
@@ -429,7 +429,7 @@ def native_parser(include: Path) -> Any:
         [
             "gcc", "-O0", "-std=gnu11", "-w", "-shared", "-fPIC", f"-I{include}",
             f"-I{sysconfig.get_path('include')}",
-            "-o", library, PROJECT / "analyzer" / "capture" / "_reader.c",
+            "-o", library, PROJECT / "analyzer" / "capture" / "_reader.c", *LIBRARIES,
         ],
         check=True,
     )  # fmt: skip
