@@ -710,8 +710,8 @@ static int by_port(const struct pairing *p, const struct judged *j, const struct
 
 static bool low_asks(const struct pairing *p, const struct known *known, const struct judged *j, __u8 *by)
 {
-    bool carrier =
-        j->marks[0] & MARK_CARRIER; /* its client is its sender: the source port is a hash and tells nothing */
+    /* a carrier's client is its sender: the source port is a hash and tells nothing */
+    bool carrier = j->marks[0] & MARK_CARRIER;
     int says = carrier ? 0 : by_opening(j);
     struct endpoint ends[2];
 

@@ -54,8 +54,10 @@ static __always_inline void ask_for(const void *memory, size_t size)
 
 typedef const void *thing_of(const void *all, __u32 number);
 
-/* Before the thing at `at` of `count` is looked for: asks for a later one's slot, and for what a nearer one's slot
- * numbers. */
+/*
+ * Before the thing at `at` of `count` is looked for: asks for a later one's slot, and for what a nearer one's slot
+ * numbers.
+ */
 static __always_inline void index_ahead(const struct index *x, const __u32 *hashes, __u32 at, __u32 count,
                                         thing_of *thing, const void *all, size_t size)
 {
