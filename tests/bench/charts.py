@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analyzer.plots import save_figure
 from bench.document import BASE_MB, FLOW_BYTES, MEGA, one_way, peak_mb, rows_of, times
@@ -34,6 +35,15 @@ def _plain(ax: Axes, title: str) -> None:
     ax.tick_params(labelsize=8, colors=INK)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
+
+
+def _by_decades(ax: Axes, which: str, unit: float = 1, name: str = "") -> None:
+    """A logarithmic axis with numbers that people read."""
+    getattr(ax, f"set_{which}scale")("log")
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}{name}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _bars(ax: Axes, title: str, values: dict[str, float], form: str) -> None:
@@ -71,7 +81,7 @@ def _line(
             across, [limit(x) for x in across], color=MUTED, linestyle=(0, (3, 2)), linewidth=1, label="limit"
         )
         ax.legend(fontsize=7.5, frameon=False)
-    ax.set_xscale("log")
+    _by_decades(ax, "x", MEGA, " M")
     _plain(ax, title)
 
 
@@ -84,7 +94,7 @@ def scaling(numbers: Numbers) -> Figure | None:
     _line(
         left, [(row["truth"]["frames"], row["wall_min"]) for row in rows], None, "seconds, least, over frames"
     )
-    left.set_yscale("log")
+    _by_decades(left, "y")
     peaks = [(row["truth"]["frames"], peak_mb(row)) for row in rows]
     _line(right, peaks, None, "peak memory, MB, over frames")
     right.set_ylim(0, 1.2 * max(peak for _, peak in peaks))
@@ -101,7 +111,7 @@ def memory(numbers: Numbers) -> Figure | None:
     _line(
         ax, points, lambda flows: BASE_MB + FLOW_BYTES * flows / MEGA, "peak memory, MB, over one-way flows"
     )
-    ax.set_yscale("log")
+    _by_decades(ax, "y")
     return figure
 
 
