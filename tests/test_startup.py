@@ -25,10 +25,10 @@ CHECK = ("check", *map(str, sorted(RECORDING.glob("*.pcap"))), "--cluster", str(
 FLOWS = ("flows", str(min(RECORDING.glob("*.pcap"))), "-o", "{folder}/flows.parquet")
 #: what may not be imported by a command that does not use it
 HEAVY = {
-    "help": ({"numpy", "pandas", "pyarrow", "matplotlib", "dask", "pyshark", "bcc", "pyroute2"}, ("--help",)),
-    "version": ({"numpy", "pandas", "pyarrow", "matplotlib", "dask", "pyshark", "bcc"}, ("--version",)),
-    "flows": ({"pandas", "matplotlib", "dask", "pyshark", "bcc", "pyroute2"}, FLOWS),
-    "check": ({"matplotlib", "dask", "distributed", "pyshark", "bcc", "pyroute2"}, CHECK),
+    "help": ({"numpy", "pandas", "pyarrow", "pydantic", "matplotlib", "dask", "bcc"}, ("--help",)),
+    "version": ({"numpy", "pandas", "pyarrow", "pydantic", "matplotlib", "dask", "bcc"}, ("--version",)),
+    "flows": ({"pandas", "pydantic", "matplotlib", "dask", "pyshark", "bcc", "pyroute2"}, FLOWS),
+    "check": ({"pydantic", "matplotlib", "dask", "distributed", "pyshark", "bcc", "pyroute2"}, CHECK),
 }
 #: how many times `python -c pass` a command may cost: 0.2 s and 1.5 s where that takes 0.025 s
 COSTS = {"help": (8, ("--help",)), "check": (60, CHECK)}

@@ -1,0 +1,56 @@
+"""The words of the command line. Rule: what we take without asking Typer is what Typer would have said."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer.main
+
+from analyzer.cli import app
+from analyzer.commands.options import FailOn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: given or not, one or several, of the type that is asked for or of another one
+VALUES: tuple[Any, ...] = (None, "", "words", FailOn.low, (), ("one",), ("one", "other"), ["one"])
+
+
+def commands(command: Any = None) -> Iterator[Any]:
+    command = command or typer.main.get_command(app)
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from commands(below)
+
+
+def outcome(take: Any, context: Any, value: Any) -> Any:
+    try:
+        return take(context, value)
+    except Exception as error:  # whatever it is: that it is the same is what is asked
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=lambda command: command.name)
+def test_values_are_taken_as_typer_takes_them(command: Any) -> None:
+    context = command.context_class(command)
+    for parameter in command.get_params(context):
+        ours, theirs = parameter.process_value, type(parameter).process_value
+        assert ours.func.__module__ == "analyzer.commands.options"
+        for value in _values(parameter, context):
+            said, expected = (
+                outcome(ours, context, value),
+                outcome(partial(theirs, parameter), context, value),
+            )
+            assert (said, type(said)) == (expected, type(expected)), (parameter.name, value)
+
+
+def _values(parameter: Any, context: Any) -> Iterator[Any]:
+    yield None
+    if parameter.callback:  # which for anything else would do its work
+        return
+    several = bool(parameter.multiple or parameter.nargs == -1)
+    for value in (*VALUES, parameter.get_default(context)):
+        if isinstance(value, tuple | list) == several:
+            yield value
