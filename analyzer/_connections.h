@@ -51,6 +51,11 @@ struct pairing {
     const struct flow_row *rows;
     __u32 row_count;
     __u64 seed;
+    /* what one look at each row told */
+    bool has_intervals, has_tunnels;
+    __u64 interfaces;   /* the greatest number of one, + 1 */
+    __u64 *starts;      /* of each row; NULL once flows have theirs */
+    __u32 *ends_hashes; /* of each tuple; NULL once it is connected */
     /* tuples; where each row is one of its own the next three are NULL */
     __u32 tuple_count;
     __u32 *tuple_of; /* of each row */
@@ -119,7 +124,7 @@ static inline bool is_tunnelled(const struct pairing *p, __u32 tuple)
     return p->marks[tuple] & MARK_TUNNELLED;
 }
 
-/* ---- tuples ---- */
+/* ---- what rows and tuples are told apart by ---- */
 
 static inline __u64 ports_and_vni(const struct flow_key *key)
 {
@@ -168,51 +173,6 @@ static const void *tuple_named(const void *all, __u32 number)
     return &p->rows[p->first[number]].key;
 }
 
-static int number_tuples(struct pairing *p)
-{
-    __u32 *hashes = malloc(p->row_count * sizeof(*hashes) + 1);
-    struct index index = {0};
-    int failed;
-
-    p->tuple_of = malloc(p->row_count * sizeof(*p->tuple_of) + 1);
-    p->first = malloc(p->row_count * sizeof(*p->first) + 1);
-    failed = !hashes || !p->tuple_of || !p->first || index_init(&index, p->row_count);
-    for (__u32 row = 0; !failed && row < p->row_count; row++)
-        hashes[row] = tuple_hash(p, row);
-    for (__u32 row = 0; !failed && row < p->row_count; row++) {
-        struct slot *slot;
-
-        index_ahead(&index, hashes, row, p->row_count, tuple_named, p, sizeof(struct flow_key));
-        slot = index_find(&index, hashes[row], is_same_tuple, p, &p->rows[row].key);
-        if (!slot->number) {
-            p->first[p->tuple_count] = row;
-            index_put(&index, slot, hashes[row], p->tuple_count++);
-        }
-        p->tuple_of[row] = slot->number - 1;
-    }
-    index_free(&index);
-    free(hashes);
-    return failed ? -1 : 0;
-}
-
-static int sum_tuples(struct pairing *p)
-{
-    if (p->tuple_count == p->row_count) {
-        free(p->tuple_of);
-        free(p->first);
-        p->tuple_of = p->first = NULL;
-        return 0;
-    }
-    p->sums = malloc(p->tuple_count * sizeof(*p->sums));
-    if (!p->sums)
-        return -1;
-    for (__u32 i = 0; i < p->tuple_count; i++)
-        p->sums[i] = (struct flow_counters){.start = FLOW_NO_TIME};
-    for (__u32 i = 0; i < p->row_count; i++)
-        count(&p->sums[p->tuple_of[i]], &p->rows[i].counters);
-    return 0;
-}
-
 static inline int address_order(const __u8 *a, const __u8 *b)
 {
     for (int i = 0; i < 16; i += 8) {
@@ -237,27 +197,16 @@ static bool only_resets(const struct flow_key *key, const struct flow_counters *
     return key->protocol == TCP && sum->tcp_flags & TCP_RST && !(sum->tcp_flags & ~(TCP_RST | TCP_ACK));
 }
 
-static int mark_tuples(struct pairing *p)
+static __u8 marks_of(const struct flow_key *key, const struct flow_counters *sum)
 {
-    p->marks = malloc(p->tuple_count + 1);
-    if (!p->marks)
-        return -1;
-    for (__u32 i = 0; i < p->tuple_count; i++) {
-        const struct flow_counters *sum = sum_of(p, i);
-        const struct flow_key *key = key_of(p, i);
-        bool carrier = sum->events & EVENT_CARRIER;
-        __u16 type = key->src_port;
+    bool carrier = sum->events & EVENT_CARRIER;
+    __u16 type = key->src_port;
 
-        p->marks[i] = (is_icmp(key->protocol) ? request_type(key->protocol, &type) : 0) | (carrier ? MARK_CARRIER : 0) |
-                      (!carrier && is_reverse(key) ? MARK_REVERSE : 0) | (sum->events & EVENT_SYN ? MARK_ASKS : 0) |
-                      (sum->events & EVENT_SYN_ACK ? MARK_ACCEPTS : 0) |
-                      (key->tunnel != TUNNEL_NONE ? MARK_TUNNELLED : 0) | (sum->packets ? MARK_SENT : 0) |
-                      (only_resets(key, sum) ? MARK_RESETS : 0);
-    }
-    return 0;
+    return (is_icmp(key->protocol) ? request_type(key->protocol, &type) : 0) | (carrier ? MARK_CARRIER : 0) |
+           (!carrier && is_reverse(key) ? MARK_REVERSE : 0) | (sum->events & EVENT_SYN ? MARK_ASKS : 0) |
+           (sum->events & EVENT_SYN_ACK ? MARK_ACCEPTS : 0) | (key->tunnel != TUNNEL_NONE ? MARK_TUNNELLED : 0) |
+           (sum->packets ? MARK_SENT : 0) | (only_resets(key, sum) ? MARK_RESETS : 0);
 }
-
-/* ---- connections ---- */
 
 /* What both directions of a connection have in common, whatever it was carried in. */
 struct ends {
@@ -266,14 +215,13 @@ struct ends {
     __u64 nature; /* protocol, and whether it carries a tunnel */
 };
 
-static struct ends ends_of(const struct pairing *p, __u32 tuple)
+static struct ends ends_between(const struct flow_key *key, __u8 marks)
 {
-    const struct flow_key *key = key_of(p, tuple);
-    bool reverse = p->marks[tuple] & MARK_REVERSE;
+    bool reverse = marks & MARK_REVERSE;
     __u16 type = key->src_port, code = key->dst_port;
     struct ends e = {.low = reverse ? key->dst : key->src, .high = reverse ? key->src : key->dst};
 
-    e.nature = (__u64)key->protocol << 1 | !!(p->marks[tuple] & MARK_CARRIER);
+    e.nature = (__u64)key->protocol << 1 | !!(marks & MARK_CARRIER);
     if (!is_icmp(key->protocol)) {
         e.ports = reverse ? (__u32)key->dst_port << 16 | key->src_port : (__u32)key->src_port << 16 | key->dst_port;
         return e;
@@ -283,11 +231,111 @@ static struct ends ends_of(const struct pairing *p, __u32 tuple)
     return e;
 }
 
+static struct ends ends_of(const struct pairing *p, __u32 tuple)
+{
+    return ends_between(key_of(p, tuple), p->marks[tuple]);
+}
+
 static inline bool same_ends(const struct ends *a, const struct ends *b)
 {
     return a->ports == b->ports && a->nature == b->nature && same_address(a->low, b->low) &&
            same_address(a->high, b->high);
 }
+
+static __u32 ends_hash(const struct pairing *p, const struct ends *e)
+{
+    return (__u32)(hash_pair(e->low, e->high, e->ports, e->nature, p->seed) >> 32);
+}
+
+/* ---- one look at each row ---- */
+
+/* What stages to come would have to wait for again, where each row is a tuple of its own. `hashes`: of its tuple. */
+static void look_at_rows(struct pairing *p, __u32 *hashes)
+{
+    for (__u32 i = 0; i < p->row_count; i++) {
+        const struct flow_row *row = &p->rows[i];
+        struct ends ends;
+
+        hashes[i] = tuple_hash(p, i);
+        p->marks[i] = marks_of(&row->key, &row->counters);
+        ends = ends_between(&row->key, p->marks[i]);
+        p->ends_hashes[i] = ends_hash(p, &ends);
+        p->starts[i] = row->counters.start;
+        p->has_intervals |= !!row->interval;
+        p->has_tunnels |= row->key.tunnel != TUNNEL_NONE;
+        if (row->key.interface >= p->interfaces)
+            p->interfaces = (__u64)row->key.interface + 1;
+    }
+}
+
+/* ---- tuples ---- */
+
+/* `hashes`: of each row's tuple */
+static int number_tuples(struct pairing *p, const __u32 *hashes)
+{
+    struct index index = {0};
+    int failed;
+
+    p->tuple_of = malloc(p->row_count * sizeof(*p->tuple_of) + 1);
+    p->first = malloc(p->row_count * sizeof(*p->first) + 1);
+    failed = !p->tuple_of || !p->first || index_init(&index, p->row_count);
+    for (__u32 row = 0; !failed && row < p->row_count; row++) {
+        struct slot *slot;
+
+        index_ahead(&index, hashes, row, p->row_count, tuple_named, p, sizeof(struct flow_key));
+        slot = index_find(&index, hashes[row], is_same_tuple, p, &p->rows[row].key);
+        if (!slot->number) {
+            p->first[p->tuple_count] = row;
+            index_put(&index, slot, hashes[row], p->tuple_count++);
+        }
+        p->tuple_of[row] = slot->number - 1;
+    }
+    index_free(&index);
+    return failed ? -1 : 0;
+}
+
+static int sum_tuples(struct pairing *p)
+{
+    if (p->tuple_count == p->row_count) {
+        free(p->tuple_of);
+        free(p->first);
+        p->tuple_of = p->first = NULL;
+        return 0;
+    }
+    p->sums = malloc(p->tuple_count * sizeof(*p->sums));
+    if (!p->sums)
+        return -1;
+    for (__u32 i = 0; i < p->tuple_count; i++)
+        p->sums[i] = (struct flow_counters){.start = FLOW_NO_TIME};
+    for (__u32 i = 0; i < p->row_count; i++)
+        count(&p->sums[p->tuple_of[i]], &p->rows[i].counters);
+    for (__u32 i = 0; i < p->tuple_count; i++) {
+        struct ends ends;
+
+        p->marks[i] = marks_of(key_of(p, i), &p->sums[i]);
+        ends = ends_of(p, i);
+        p->ends_hashes[i] = ends_hash(p, &ends);
+    }
+    return 0;
+}
+
+static int find_tuples(struct pairing *p)
+{
+    __u32 *hashes = malloc(p->row_count * sizeof(*hashes) + 1);
+    int failed;
+
+    p->marks = malloc(p->row_count + 1);
+    p->starts = malloc(p->row_count * sizeof(*p->starts) + 1);
+    p->ends_hashes = malloc(p->row_count * sizeof(*p->ends_hashes) + 1);
+    failed = !hashes || !p->marks || !p->starts || !p->ends_hashes;
+    if (!failed)
+        look_at_rows(p, hashes);
+    failed = failed || number_tuples(p, hashes);
+    free(hashes);
+    return failed || sum_tuples(p) ? -1 : 0;
+}
+
+/* ---- connections ---- */
 
 /* A tuple that looks for its connection. `firsts`: a tuple of each connection. */
 struct seeker {
@@ -296,11 +344,6 @@ struct seeker {
     struct ends ends;
     const struct flow_key *key;
 };
-
-static __u32 ends_hash(const struct pairing *p, const struct ends *e)
-{
-    return (__u32)(hash_pair(e->low, e->high, e->ports, e->nature, p->seed) >> 32);
-}
 
 static bool has_same_ends(const void *all, __u32 number, const void *wanted)
 {
@@ -325,19 +368,15 @@ static const void *first_named(const void *all, __u32 number)
     return key_of(seeker->p, seeker->firsts[number]);
 }
 
-/* `firsts` and `hashes` have room for as many as there are tuples; hashes are of each connection's ends at the end. */
-static int number_connections(struct pairing *p, __u32 *firsts, __u32 *hashes)
+/* `firsts` has room for as many as there are tuples; hashes are of each connection's ends at the end. */
+static int number_connections(struct pairing *p, __u32 *firsts)
 {
     struct seeker seeker = {.p = p, .firsts = firsts};
+    __u32 *hashes = p->ends_hashes;
     struct index index;
 
     if (index_init(&index, p->tuple_count))
         return -1;
-    for (__u32 tuple = 0; tuple < p->tuple_count; tuple++) {
-        struct ends ends = ends_of(p, tuple);
-
-        hashes[tuple] = ends_hash(p, &ends);
-    }
     for (__u32 tuple = 0; tuple < p->tuple_count; tuple++) {
         struct slot *slot;
 
@@ -376,25 +415,28 @@ static inline __u32 address_hash(const __u8 *address, __u64 seed)
     return (__u32)(hash_words(address, 2, seed) >> 32);
 }
 
+static int add_tunnel_end(const struct pairing *p, struct index *ends, __u32 number)
+{
+    const __u8 *address = tunnel_end(p, number);
+    __u32 hash = address_hash(address, p->seed);
+    struct slot *slot = index_find(ends, hash, is_same_tunnel_end, p, address);
+
+    if (slot->number)
+        return 0;
+    index_put(ends, slot, hash, number);
+    return index_grow(ends);
+}
+
 /* The ends of all tunnels: nodes, not pods. A number is of a row and one of its two outer ends. */
 static int collect_tunnel_ends(const struct pairing *p, struct index *ends)
 {
     if (index_init(ends, 0))
         return -1;
-    for (__u64 i = 0; i < 2ULL * p->row_count; i++) {
-        const __u8 *address;
-        struct slot *slot;
-        __u32 hash;
-
-        if (!is_tunnelled(p, tuple_of(p, (__u32)(i / 2))))
-            continue;
-        address = tunnel_end(p, (__u32)i);
-        hash = address_hash(address, p->seed);
-        slot = index_find(ends, hash, is_same_tunnel_end, p, address);
-        if (slot->number)
-            continue;
-        index_put(ends, slot, hash, (__u32)i);
-        if (index_grow(ends))
+    for (__u32 row = 0; row < p->row_count; row++) {
+        if (row + AHEAD < p->row_count && is_tunnelled(p, tuple_of(p, row + AHEAD)))
+            ask_for(p->rows[row + AHEAD].key.outer_src, 32);
+        if (is_tunnelled(p, tuple_of(p, row)) &&
+            (add_tunnel_end(p, ends, row * 2) || add_tunnel_end(p, ends, row * 2 + 1)))
             return -1;
     }
     return 0;
@@ -474,14 +516,6 @@ static int fold_plain(struct pairing *p, const __u32 *firsts, const __u32 *hashe
     return failed ? -1 : 0;
 }
 
-static bool has_tunnels(const struct pairing *p)
-{
-    for (__u32 i = 0; i < p->tuple_count; i++)
-        if (is_tunnelled(p, i))
-            return true;
-    return false;
-}
-
 /* The tuple that each end sent; inside the tunnel rather than outside of it. */
 static void note_senders(struct pairing *p)
 {
@@ -496,14 +530,14 @@ static void note_senders(struct pairing *p)
 static int connect_tuples(struct pairing *p)
 {
     __u32 *firsts = malloc(p->tuple_count * sizeof(*firsts) + 1);
-    __u32 *hashes = malloc(p->tuple_count * sizeof(*hashes) + 1);
     int failed;
 
     p->connection_of = malloc(p->tuple_count * sizeof(*p->connection_of) + 1);
-    failed = !firsts || !hashes || !p->connection_of || number_connections(p, firsts, hashes) ||
-             (has_tunnels(p) && fold_plain(p, firsts, hashes));
+    failed = !firsts || !p->connection_of || number_connections(p, firsts) ||
+             (p->has_tunnels && fold_plain(p, firsts, p->ends_hashes));
     free(firsts);
-    free(hashes);
+    free(p->ends_hashes);
+    p->ends_hashes = NULL;
     if (failed)
         return -1;
     p->client = malloc(p->connection_count * sizeof(*p->client) + 1);
@@ -517,14 +551,9 @@ static int connect_tuples(struct pairing *p)
     return 0;
 }
 
-/* ---- who listens, and who carries ---- */
+/* ---- who listens ---- */
 
-/* Two sets: sockets that accepted a connection, or are known to listen otherwise; and what carriers were sent. */
-struct known {
-    struct index listening; /* numbers: tuples that accepted, and behind them listeners */
-    struct index carriers;  /* numbers: tuples */
-};
-
+/* Sockets that accepted a connection, or are known to listen otherwise: tuples, and behind them listeners. */
 static struct endpoint source_of(const struct pairing *p, __u32 tuple)
 {
     const struct flow_key *key = key_of(p, tuple);
@@ -564,49 +593,9 @@ static int add_listener(const struct pairing *p, struct index *listening, __u32 
     return index_grow(listening);
 }
 
-static bool is_listening(const struct pairing *p, const struct known *known, const struct endpoint *e)
+static bool is_listening(const struct pairing *p, const struct index *listening, const struct endpoint *e)
 {
-    return index_find(&known->listening, endpoint_hash(p, e), is_same_endpoint, p, e)->number;
-}
-
-/* Carriers are judged by address pair and destination port, since the source port is a hash. */
-struct way {
-    const __u8 *from, *to;
-    __u16 port;
-};
-
-static bool is_same_way(const void *all, __u32 number, const void *wanted)
-{
-    const struct flow_key *key = key_of(all, number);
-    const struct way *way = wanted;
-
-    return key->dst_port == way->port && same_address(key->src, way->from) && same_address(key->dst, way->to);
-}
-
-static struct slot *find_way(const struct pairing *p, const struct index *carriers, const struct way *way, __u32 *hash)
-{
-    *hash = (__u32)(hash_pair(way->from, way->to, way->port, 0, p->seed) >> 32);
-    return index_find(carriers, *hash, is_same_way, p, way);
-}
-
-static int add_carrier(const struct pairing *p, struct index *carriers, __u32 tuple)
-{
-    const struct flow_key *key = key_of(p, tuple);
-    __u32 hash;
-    struct slot *slot = find_way(p, carriers, &(struct way){key->src, key->dst, key->dst_port}, &hash);
-
-    if (slot->number)
-        return 0;
-    index_put(carriers, slot, hash, tuple);
-    return index_grow(carriers);
-}
-
-static bool other_end_carries(const struct pairing *p, const struct known *known, __u32 tuple)
-{
-    const struct flow_key *key = key_of(p, tuple);
-    __u32 hash;
-
-    return find_way(p, &known->carriers, &(struct way){key->dst, key->src, key->dst_port}, &hash)->number;
+    return index_find(listening, endpoint_hash(p, e), is_same_endpoint, p, e)->number;
 }
 
 /* Whether it stands for what an end of its connection sent. */
@@ -617,43 +606,145 @@ static bool is_sender(const struct pairing *p, __u32 tuple)
     return p->client[connection] == tuple || p->server[connection] == tuple;
 }
 
-static int collect_known(const struct pairing *p, struct known *known)
+static int collect_listening(const struct pairing *p, struct index *listening)
 {
-    if (index_init(&known->listening, 0) || index_init(&known->carriers, 0))
+    if (index_init(listening, 0))
         return -1;
     for (__u32 i = 0; i < p->tuple_count; i++) {
-        if (i + AHEAD < p->tuple_count && p->marks[i + AHEAD] & (MARK_ACCEPTS | MARK_CARRIER))
+        if (i + AHEAD < p->tuple_count && p->marks[i + AHEAD] & MARK_ACCEPTS)
             ask_for(key_of(p, i + AHEAD), sizeof(struct flow_key));
-        if (!(p->marks[i] & (MARK_ACCEPTS | MARK_CARRIER)) || !is_sender(p, i))
-            continue;
-        if (p->marks[i] & MARK_ACCEPTS && add_listener(p, &known->listening, i))
-            return -1;
-        if (p->marks[i] & MARK_CARRIER && add_carrier(p, &known->carriers, i))
+        if (p->marks[i] & MARK_ACCEPTS && is_sender(p, i) && add_listener(p, listening, i))
             return -1;
     }
     for (__u32 i = 0; i < p->listener_count; i++)
-        if (add_listener(p, &known->listening, p->tuple_count + i))
+        if (add_listener(p, listening, p->tuple_count + i))
             return -1;
     return 0;
+}
+
+/* ---- who carries ---- */
+
+/* Carriers are judged by address pair and destination port, since the source port is a hash. */
+struct way {
+    const __u8 *from, *to;
+    __u16 port;
+};
+
+/* Tuples that carry. `hashes`: of the ways they went, and of the ways back. */
+struct carriers {
+    const struct pairing *p;
+    __u32 count;
+    __u32 *tuples, *hashes[2];
+};
+
+static struct way way_of(const struct carriers *c, __u32 number, int back)
+{
+    const struct flow_key *key = key_of(c->p, c->tuples[number]);
+
+    return (struct way){back ? key->dst : key->src, back ? key->src : key->dst, key->dst_port};
+}
+
+static bool is_same_way(const void *all, __u32 number, const void *wanted)
+{
+    struct way found = way_of(all, number, 0);
+    const struct way *way = wanted;
+
+    return found.port == way->port && same_address(found.from, way->from) && same_address(found.to, way->to);
+}
+
+static const void *carrier_named(const void *all, __u32 number)
+{
+    const struct carriers *c = all;
+
+    return key_of(c->p, c->tuples[number]);
+}
+
+static __u32 count_carriers(const struct pairing *p)
+{
+    __u32 count = 0;
+
+    for (__u32 i = 0; i < p->tuple_count; i++)
+        count += p->marks[i] & MARK_CARRIER && is_sender(p, i);
+    return count;
+}
+
+static void note_carriers(struct carriers *c)
+{
+    const struct pairing *p = c->p;
+
+    for (__u32 i = 0; i < p->tuple_count; i++) {
+        if (i + AHEAD < p->tuple_count && p->marks[i + AHEAD] & MARK_CARRIER)
+            ask_for(key_of(p, i + AHEAD), sizeof(struct flow_key));
+        if (!(p->marks[i] & MARK_CARRIER) || !is_sender(p, i))
+            continue;
+        c->tuples[c->count] = i;
+        for (int back = 0; back < 2; back++) {
+            struct way way = way_of(c, c->count, back);
+
+            c->hashes[back][c->count] = (__u32)(hash_pair(way.from, way.to, way.port, 0, p->seed) >> 32);
+        }
+        c->count++;
+    }
+}
+
+static struct slot *find_way(const struct carriers *c, const struct index *ways, __u32 number, int back)
+{
+    struct way way = way_of(c, number, back);
+
+    index_ahead(ways, c->hashes[back], number, c->count, carrier_named, c, sizeof(struct flow_key));
+    return index_find(ways, c->hashes[back][number], is_same_way, c, &way);
+}
+
+/* A carrier is answered where its way back has one too: the outcome of its connection. */
+static int answer_carriers(const struct carriers *c, __u8 *outcome)
+{
+    struct index ways;
+
+    if (index_init(&ways, c->count))
+        return -1;
+    for (__u32 i = 0; i < c->count; i++) {
+        struct slot *slot = find_way(c, &ways, i, 0);
+
+        if (!slot->number)
+            index_put(&ways, slot, c->hashes[0][i], i);
+    }
+    for (__u32 i = 0; i < c->count; i++)
+        outcome[c->p->connection_of[c->tuples[i]]] = find_way(c, &ways, i, 1)->number ? ANSWERED : ONE_WAY;
+    index_free(&ways);
+    return 0;
+}
+
+static int judge_carriers(struct pairing *p)
+{
+    size_t size = count_carriers(p) * sizeof(__u32) + 1;
+    struct carriers c = {.p = p, .tuples = malloc(size), .hashes = {malloc(size), malloc(size)}};
+    int failed = !c.tuples || !c.hashes[0] || !c.hashes[1];
+
+    if (!failed)
+        note_carriers(&c);
+    failed = failed || answer_carriers(&c, p->outcome);
+    free(c.tuples);
+    free(c.hashes[0]);
+    free(c.hashes[1]);
+    return failed ? -1 : 0;
 }
 
 /* ---- direction ---- */
 
 /* One connection while it is judged; an end that sent nothing has no tuple, and all its marks are 0. */
 struct judged {
-    const struct flow_key *key; /* of `any` */
-    __u32 tuples[2], any;       /* of the lower and the higher end; of one that sent */
+    const struct flow_key *key;  /* of one that sent */
+    __u32 connection, tuples[2]; /* of the lower and the higher end */
     __u8 marks[2];
 };
 
 static struct judged judged_of(const struct pairing *p, __u32 connection)
 {
-    struct judged j = {.tuples = {p->client[connection], p->server[connection]}};
+    struct judged j = {.connection = connection, .tuples = {p->client[connection], p->server[connection]}};
 
     for (int side = 0; side < 2; side++)
         j.marks[side] = j.tuples[side] == NONE ? 0 : p->marks[j.tuples[side]];
-    j.any = j.tuples[0] == NONE ? j.tuples[1] : j.tuples[0];
-    j.key = key_of(p, j.any);
+    j.key = key_of(p, j.tuples[0] == NONE ? j.tuples[1] : j.tuples[0]);
     return j;
 }
 
@@ -690,9 +781,9 @@ static int by_opening(const struct judged *j)
 }
 
 /* Who is known to listen, or accepted another connection on the same address and port, is the server. */
-static int by_listener(const struct pairing *p, const struct known *known, const struct endpoint ends[2])
+static int by_listener(const struct pairing *p, const struct index *listening, const struct endpoint ends[2])
 {
-    return is_listening(p, known, &ends[1]) - is_listening(p, known, &ends[0]);
+    return is_listening(p, listening, &ends[1]) - is_listening(p, listening, &ends[0]);
 }
 
 static int by_spec(const struct pairing *p, const struct endpoint ends[2])
@@ -708,7 +799,7 @@ static int by_port(const struct pairing *p, const struct judged *j, const struct
     return ends[0].port > ends[1].port ? 1 : -1;
 }
 
-static bool low_asks(const struct pairing *p, const struct known *known, const struct judged *j, __u8 *by)
+static bool low_asks(const struct pairing *p, const struct index *listening, const struct judged *j, __u8 *by)
 {
     /* a carrier's client is its sender: the source port is a hash and tells nothing */
     bool carrier = j->marks[0] & MARK_CARRIER;
@@ -723,7 +814,7 @@ static bool low_asks(const struct pairing *p, const struct known *known, const s
     ends[1] = end_of(j, 1);
     if (carrier)
         *by = is_named(p, &ends[1]) ? BY_SPEC : BY_PORT;
-    else if ((says = by_listener(p, known, ends)))
+    else if ((says = by_listener(p, listening, ends)))
         *by = BY_LISTENER;
     else if ((says = by_spec(p, ends)))
         *by = BY_SPEC;
@@ -735,13 +826,13 @@ static bool low_asks(const struct pairing *p, const struct known *known, const s
 /* ---- outcome ---- */
 
 /* The cases are tried in the order written; the first that holds stands. */
-static enum outcome outcome_of(const struct pairing *p, const struct known *known, const struct judged *j, int client)
+static enum outcome outcome_of(const struct pairing *p, const struct judged *j, int client)
 {
     bool asked = j->marks[client] & MARK_SENT, replied = j->marks[!client] & MARK_SENT;
     bool opened = asked && j->marks[client] & MARK_ASKS;
     const struct flow_counters *sum;
 
-    if (j->marks[client] & MARK_CARRIER && other_end_carries(p, known, j->any))
+    if (j->marks[client] & MARK_CARRIER && p->outcome[j->connection] == ANSWERED)
         return ANSWERED;
     if (asked && replied)
         return opened && j->marks[!client] & MARK_RESETS ? REFUSED : ANSWERED;
@@ -755,12 +846,12 @@ static enum outcome outcome_of(const struct pairing *p, const struct known *know
     return opened || (asked && (j->key->protocol == UDP || j->key->protocol == SCTP)) ? UNANSWERED : ONE_WAY;
 }
 
-static void judge(struct pairing *p, const struct known *known, __u32 connection)
+static void judge(struct pairing *p, const struct index *listening, __u32 connection)
 {
     struct judged j = judged_of(p, connection);
-    bool low = low_asks(p, known, &j, &p->direction_by[connection]);
+    bool low = low_asks(p, listening, &j, &p->direction_by[connection]);
 
-    p->outcome[connection] = (__u8)outcome_of(p, known, &j, low ? 0 : 1);
+    p->outcome[connection] = (__u8)outcome_of(p, &j, low ? 0 : 1);
     p->low_asks[connection] = low;
     p->client[connection] = j.tuples[!low];
     p->server[connection] = j.tuples[low];
@@ -774,17 +865,16 @@ static void ask_for_client(const struct pairing *p, __u64 connection)
 
 static int judge_all(struct pairing *p)
 {
-    struct known known = {0};
-    int failed = collect_known(p, &known);
+    struct index listening = {0};
+    int failed = judge_carriers(p) || collect_listening(p, &listening);
 
     for (__u32 i = 0; !failed && i < p->connection_count; i++) {
         ask_for_client(p, i + AHEAD);
         if (p->client[i] != NONE || p->server[i] != NONE)
-            judge(p, &known, i);
+            judge(p, &listening, i);
     }
-    index_free(&known.listening);
-    index_free(&known.carriers);
-    return failed;
+    index_free(&listening);
+    return failed ? -1 : 0;
 }
 
 /* ---- all of it ---- */
@@ -792,13 +882,13 @@ static int judge_all(struct pairing *p)
 /* -1 when memory is out */
 static int pair_rows(struct pairing *p)
 {
-    return number_tuples(p) || sum_tuples(p) || mark_tuples(p) || connect_tuples(p) || judge_all(p) ? -1 : 0;
+    return find_tuples(p) || connect_tuples(p) || judge_all(p) ? -1 : 0;
 }
 
 static void pairing_free(struct pairing *p)
 {
-    void *owned[] = {p->tuple_of, p->first,   p->sums,         p->marks,    p->connection_of, p->client,
-                     p->server,   p->outcome, p->direction_by, p->low_asks, p->named};
+    void *owned[] = {p->starts, p->ends_hashes, p->tuple_of, p->first,        p->sums,     p->marks, p->connection_of,
+                     p->client, p->server,      p->outcome,  p->direction_by, p->low_asks, p->named};
 
     for (size_t i = 0; i < sizeof(owned) / sizeof(*owned); i++)
         free(owned[i]);

@@ -105,14 +105,6 @@ static void number_connected(struct flows *f, __u32 *of, __u32 *firsts, __u32 *f
     }
 }
 
-static bool has_intervals(const struct pairing *p)
-{
-    for (__u32 row = 0; row < p->row_count; row++)
-        if (p->rows[row].interval)
-            return true;
-    return false;
-}
-
 /* Rows by flow, in their order; `of` is the flow of each. */
 static int gather_rows(struct flows *f, const __u32 *of)
 {
@@ -142,8 +134,8 @@ static int note_flows(struct flows *f, const __u32 *firsts)
 
         f->connection[flow] = connection_of_row(f->p, firsts[flow]);
         for (__u32 i = f->begin[flow]; i < f->begin[flow + 1]; i++)
-            if (f->p->rows[f->rows[i]].counters.start < start)
-                start = f->p->rows[f->rows[i]].counters.start;
+            if (f->p->starts[f->rows[i]] < start)
+                start = f->p->starts[f->rows[i]];
         f->start[flow] = start == FLOW_NO_TIME ? NOT_A_TIME : (__s64)start;
     }
     return 0;
@@ -221,11 +213,21 @@ static void merge_runs(const struct flows *f, __u32 *from, __u32 *to, __u64 begi
         to[at] = b == end || (a < mid && flow_order(f, from[a], from[b]) <= 0) ? from[a++] : from[b++];
 }
 
-static bool is_ordered(const struct flows *f)
+/* Each flow to its place among those before it, unless that is far to go for many; whether all are in order. */
+static bool insert_flows(const struct flows *f, __u32 *order)
 {
-    for (__u32 i = 1; i < f->count; i++)
-        if (flow_order(f, i - 1, i) > 0)
+    __u64 steps = 0;
+
+    for (__u32 i = 1; i < f->count; i++) {
+        __u32 flow = order[i], at = i;
+
+        for (; at && flow_order(f, order[at - 1], flow) > 0; at--)
+            order[at] = order[at - 1];
+        order[at] = flow;
+        steps += i - at;
+        if (steps > f->count)
             return false;
+    }
     return true;
 }
 
@@ -238,7 +240,7 @@ static int order_flows(struct flows *f)
         return -1;
     for (__u32 i = 0; i < f->count; i++)
         from[i] = i;
-    if (is_ordered(f))
+    if (insert_flows(f, from))
         return 0;
     to = malloc(f->count * sizeof(*to));
     if (!to)
@@ -263,7 +265,7 @@ static int find_flows(struct flows *f)
     __u32 *of = malloc(rows * sizeof(*of) + 1), *firsts = malloc(rows * sizeof(*firsts) + 1), *flow_of = NULL;
     int failed = !of || !firsts;
 
-    if (!failed && has_intervals(f->p)) {
+    if (!failed && f->p->has_intervals) {
         failed = number_flows(f, of, firsts);
     } else if (!failed && (flow_of = malloc(connections * sizeof(*flow_of) + 1))) {
         number_connected(f, of, firsts, flow_of);
@@ -275,6 +277,8 @@ static int find_flows(struct flows *f)
     free(of);
     failed = failed || note_flows(f, firsts);
     free(firsts);
+    free(f->p->starts);
+    f->p->starts = NULL;
     return failed || order_flows(f) ? -1 : 0;
 }
 

@@ -132,10 +132,7 @@ static bool fits(const struct observers *o, const struct pairing *p)
     for (__u32 i = 0; i < o->count; i++)
         if (o->turn[i] >= o->count)
             return false;
-    for (__u32 row = 0; row < p->row_count; row++)
-        if (p->rows[row].key.interface >= o->count)
-            return false;
-    return true;
+    return p->interfaces <= o->count;
 }
 
 static PyObject *pairing_observe(PyObject *self, PyObject *args)
