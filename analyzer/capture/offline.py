@@ -215,23 +215,28 @@ def _named(table: OneWay, source: str, names: list[str]) -> OneWay:
     whole does.
     """
     numbers = np.concatenate([table.rows["interface"], table.fragments["interface"]])
-    if len(numbers) and numbers.min() == numbers.max():  # as nearly always: there is nothing to sort
+    if not len(numbers):
+        return replace(table, observers=(Observer(source),))
+    if not numbers.any():  # as in most captures: nothing is to be numbered anew
+        return replace(table, observers=(Observer(source, _label(0, names)),))
+    if numbers.min() == numbers.max():
         seen, inverse = numbers[:1], np.zeros(len(numbers), np.intp)
     else:
         seen, inverse = np.unique(numbers, return_inverse=True)
-    several = len(names) > 1
-    labels = [_interface_name(int(n), names) if several or n & BY_IFINDEX else "" for n in seen]
-    observers = [Observer(source, label) for label in labels]
-    known = dict.fromkeys(observers) or {Observer(source): None}
+    observers = [Observer(source, _label(int(n), names)) for n in seen]
+    known = dict.fromkeys(observers)
     position = {observer: i for i, observer in enumerate(known)}
     index = np.array([position[o] for o in observers], np.uint32)
-    numbers = index[inverse] if len(seen) else inverse.astype(np.uint32)
     return replace(
         table,
-        rows=_with_interface(table.rows, numbers[: len(table.rows)]),
-        fragments=_with_interface(table.fragments, numbers[len(table.rows) :]),
+        rows=_with_interface(table.rows, index[inverse][: len(table.rows)]),
+        fragments=_with_interface(table.fragments, index[inverse][len(table.rows) :]),
         observers=tuple(known),
     )
+
+
+def _label(number: int, names: list[str]) -> str:
+    return _interface_name(number, names) if len(names) > 1 or number & BY_IFINDEX else ""
 
 
 def _interface_name(number: int, names: list[str]) -> str:
