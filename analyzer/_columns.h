@@ -221,9 +221,8 @@ static bool emit_flow(struct emission *e, __u64 at, __u32 flow)
     c->outcome[at] = p->outcome[connection];
     c->direction_by[at] = p->direction_by[connection];
     c->first_frame[at] = sums.first_frame;
-    c->interval[at] = p->rows[f->rows[f->begin[flow]]].interval;
-    c->carrier[at] =
-        p->marks[p->client[connection] != NONE ? p->client[connection] : p->server[connection]] & MARK_CARRIER ? 1 : 0;
+    c->interval[at] = interval_of(f, flow);
+    c->carrier[at] = is_carrier(f, flow);
     return emit_addresses(e, at, &ends, &sums);
 }
 

@@ -176,6 +176,18 @@ static struct flow_ends flow_ends(const struct flows *f, __u32 flow)
     return (struct flow_ends){key, key->dst, key->src, key->dst_port, key->src_port};
 }
 
+static inline __u64 interval_of(const struct flows *f, __u32 flow)
+{
+    return f->p->rows[f->rows[f->begin[flow]]].interval;
+}
+
+static bool is_carrier(const struct flows *f, __u32 flow)
+{
+    __u32 client = f->p->client[f->connection[flow]], server = f->p->server[f->connection[flow]];
+
+    return f->p->marks[client != NONE ? client : server] & MARK_CARRIER;
+}
+
 #define ORDER(a, b) ((a) < (b) ? -1 : (a) > (b))
 
 /* By start, and where that is equal by what tells flows apart. */
@@ -190,9 +202,11 @@ static int flow_order(const struct flows *f, __u32 one, __u32 other)
     b = flow_ends(f, other);
     if ((order = ORDER(a.key->protocol, b.key->protocol)) || (order = ORDER(a.key->tunnel, b.key->tunnel)) ||
         (order = ORDER(a.key->vni, b.key->vni)) || (order = address_order(a.client, b.client)) ||
-        (order = address_order(a.server, b.server)) || (order = ORDER(a.client_port, b.client_port)))
+        (order = address_order(a.server, b.server)) || (order = ORDER(a.client_port, b.client_port)) ||
+        (order = ORDER(a.server_port, b.server_port)))
         return order;
-    return ORDER(a.server_port, b.server_port);
+    order = ORDER(interval_of(f, one), interval_of(f, other)); /* where none of its packets has a time */
+    return order ? order : ORDER(is_carrier(f, one), is_carrier(f, other));
 }
 
 static __u64 middle(__u64 begin, __u64 width, __u64 count)

@@ -478,7 +478,8 @@ def pair(
         }
         | _known(one_way, paired, connection, rows["interval"][first])
     )
-    return _sorted(pd.DataFrame({name: table[name] for name in COLUMNS}))
+    apart = paired.carrier[connection], rows["interval"][first]
+    return _sorted(pd.DataFrame({name: table[name] for name in COLUMNS}), *apart)
 
 
 def _named(observer: Indices, names: Sequence[str]) -> pd.Categorical:
@@ -651,9 +652,9 @@ def _turn_icmp(turned: Rows) -> None:
         turned["src_port"][icmp], turned["dst_port"][icmp] = other[kind], code
 
 
-def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+def _sorted(table: pd.DataFrame, carrier: Booleans, interval: Counts) -> pd.DataFrame:
     """By start, and where that is equal by what tells flows apart."""
     names = ("server_port", "client_port", "server", "client", "vni", "tunnel", "protocol")
     codes = [table[n].cat.codes if table[n].dtype == "category" else table[n] for n in names]
     starts = table["start"].astype("int64")
-    return table.take(np.lexsort((*codes, starts))).reset_index(drop=True)
+    return table.take(np.lexsort((carrier, interval, *codes, starts))).reset_index(drop=True)
