@@ -553,7 +553,6 @@ static int connect_tuples(struct pairing *p)
 
 /* ---- who listens ---- */
 
-/* Sockets that accepted a connection, or are known to listen otherwise: tuples, and behind them listeners. */
 static struct endpoint source_of(const struct pairing *p, __u32 tuple)
 {
     const struct flow_key *key = key_of(p, tuple);
@@ -606,6 +605,7 @@ static bool is_sender(const struct pairing *p, __u32 tuple)
     return p->client[connection] == tuple || p->server[connection] == tuple;
 }
 
+/* Sockets that accepted a connection, or are known to listen otherwise: tuples, and behind them listeners. */
 static int collect_listening(const struct pairing *p, struct index *listening)
 {
     if (index_init(listening, 0))
