@@ -1,6 +1,7 @@
 """The packet reader alone, in a process of its own. Rule: one read, timed from inside; no pairing, no output.
 
 ``python -P reader.py CAPTURE`` prints one line of JSON. One thread: it stands beside a loop that has one.
+With ``all`` behind the capture it has as many as the command line gives it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any
 from analyzer.capture.offline import read_capture
 
 
-def main(capture: str) -> None:
+def main(capture: str, threads: int | None) -> None:
     """Print seconds of one read, and what it counted outside of tunnels."""
-    one_thread: dict[str, Any] = (
-        {"threads": 1} if "threads" in inspect.signature(read_capture).parameters else {}
+    words: dict[str, Any] = (
+        {"threads": threads} if "threads" in inspect.signature(read_capture).parameters else {}
     )
     begin = time.perf_counter()
-    table = read_capture(capture, **one_thread)
+    table = read_capture(capture, **words)
     seconds = time.perf_counter() - begin
     outer = table.rows[table.rows["tunnel"] == 0]
     counts = {name: int(outer[name].sum()) for name in ("packets", "bytes")}
@@ -38,4 +39,4 @@ def main(capture: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], None if sys.argv[2:] == ["all"] else 1)

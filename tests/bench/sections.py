@@ -20,7 +20,7 @@ from bench import compare as cmp
 from bench.generate import Settings, write_file
 from bench.population import parse_mix
 from bench.spoofed import write_spoofed
-from bench.tools import PRODUCT, READER, THREADS, TOOLS, has_threads, program
+from bench.tools import PRODUCT, READER, READER_ALL, THREADS, TOOLS, has_threads, program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,8 +126,12 @@ def _compared(entries: list[cmp.Entry], truth: Numbers, rounds: int) -> Numbers:
 def _with_reader(run: Run, settings: Settings) -> Numbers:
     told = _beside(run, settings, WHOLE, run.sizes.rounds)
     alone = run.compare(run.folder / "capture.pcap", ALONE, run.sizes.rounds + 2)
-    seconds = {entry.name: [json.loads(took.output)["seconds"] for took in entry.runs] for entry in alone}
-    return {**told, "walk": {name: statistics.median(of) for name, of in seconds.items() if of}}
+    return {**told, "walk": {entry.name: _within(entry) for entry in alone if entry.runs}}
+
+
+def _within(entry: cmp.Entry) -> float:
+    """The median of what it timed itself, without its start."""
+    return statistics.median(float(json.loads(took.output)["seconds"]) for took in entry.runs)
 
 
 def m4(run: Run) -> Numbers:
@@ -202,7 +206,7 @@ def _folded(entry: cmp.Entry) -> int:
 
 
 def packed(run: Run) -> Numbers:
-    """gzip and zstd input beside the programs that only unpack it."""
+    """gzip and zstd input beside the programs that only unpack it, and the reader alone."""
     rows = [_packed(run, suffix, settings) for suffix, settings in run.sizes.packed]
     return {"rounds": run.sizes.rounds, "rows": rows}
 
@@ -217,11 +221,12 @@ def _packed(run: Run, suffix: str, settings: Settings) -> Numbers:
     with file.open("wb") as out:
         subprocess.run([*command, str(plain)], stdout=out, check=True)
     plain.unlink()
-    jobs = [_job(run, name, file) for name in (PRODUCT, unpacker)]
-    product, other = cmp.turns(jobs, run.sizes.rounds, run.say)
+    jobs = [_job(run, name, file) for name in (PRODUCT, READER_ALL, unpacker)]
+    product, reader, other = cmp.turns(jobs, run.sizes.rounds, run.say)
     size = file.stat().st_size
     file.unlink()
-    return {**told, "truth": truth, "file_bytes": size, "product": _row(product), "other": _row(other)}
+    rows = {"product": _row(product), "other": _row(other)}
+    return {**told, "truth": truth, "file_bytes": size, **rows, "reader_median": _within(reader)}
 
 
 def judging(run: Run) -> Numbers:

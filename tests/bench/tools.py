@@ -23,6 +23,7 @@ READER_SCRIPT = Path(__file__).with_name("reader.py")
 PRODUCT = "rke2-flows"
 THREADS = {number: f"{PRODUCT} --threads {number}" for number in (1, 2)}
 READER = "reader alone"
+READER_ALL = "reader alone, all cores"
 GIB = 1 << 30
 MEMORY_LIMIT = 16 * GIB  # of address space: a flood that is not bounded shall not take the machine with it
 
@@ -108,6 +109,10 @@ def _limited(place: Place) -> list[str] | None:
 
 def _reader(place: Place) -> list[str]:
     return [sys.executable, "-P", str(READER_SCRIPT), str(place.capture)]
+
+
+def _reader_all(place: Place) -> list[str]:
+    return [*_reader(place), "all"]
 
 
 def _reader_counted(_: Place, output: str) -> Counted:
@@ -260,6 +265,7 @@ TOOLS: dict[str, Tool] = {
     "softflowd -v 9 -m 1M": Tool("peer", _softflowd_whole, _softflowd_counted),
     "argus": Tool("peer", _argus, _argus_counted),
     READER: Tool("context", _reader, _reader_counted),
+    READER_ALL: Tool("context", _reader_all, _reader_counted),
     "floor": Tool("context", _floor, _floor_counted),
     "read (dd)": Tool("context", _read, lambda *_: Counted(note="reads the file and throws it away")),
     "tshark conv,tcp": Tool("context", _tshark, _tshark_counted),
