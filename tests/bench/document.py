@@ -306,8 +306,8 @@ def _packed(section: Numbers) -> str:
              "unpacked, median s", "by")  # fmt: skip
     rows = map(_packed_row, section["rows"])
     told = (
-        "The reader unpacks, parses and counts; what the whole command takes beyond it is Python's start,\n"
-        "pairing and writing, which more frames of the same flows do not make longer."
+        "The reader alone unpacks, parses and counts; the whole command\n"
+        "starts Python, loads what it needs while that is done, pairs and writes."
     )
     return f"## Compressed\n\n{section['rounds']} rounds, all cores. {told}\n\n{table(heads, rows)}"
 
