@@ -1,5 +1,5 @@
 """`rke2-flows` and `python -m analyzer`. Rule: what has to be done before the command line is loaded, which
-takes as long as to read 30 MB: they are read meanwhile.
+takes as long as to read 30 MB: they are read meanwhile; and after it: Ctrl-C may come at any time.
 """
 
 import gc
@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from analyzer.commands.early import foreseen
+from analyzer.errors import INTERRUPTED
 
 #: objects made before cycles among them are looked for: to load modules makes many, and nearly no cycle
 _GARBAGE = 100_000
@@ -28,12 +28,27 @@ def main() -> NoReturn:
     if sys.stderr is None:  # closed from the start: what is said must not go into the data
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for as long as the process
         os.dup2(sys.stderr.fileno(), 2)
-    with foreseen(sys.argv[1:]):
-        from analyzer.cli import run  # noqa: PLC0415
-
-        status = run()
+    status = _run()
+    if status == INTERRUPTED:
+        print("rke2-flows: interrupted", file=sys.stderr)
     gc.freeze()  # what is there goes with the process: looking for cycles in it takes as long as an import
     sys.exit(status)
+
+
+def _run() -> int:
+    try:
+        from analyzer.commands.early import foreseen  # noqa: PLC0415
+
+        with foreseen(sys.argv[1:]):
+            from analyzer.cli import run  # noqa: PLC0415
+
+            return run()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # asked for twice: it is about to be done
+        # where it came amid an exec(), as dataclasses and named tuples are made, the interpreter holds it for
+        # unhandled until the next one, and would end by the signal instead of with the status
+        exec("")  # noqa: S102
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

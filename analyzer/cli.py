@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyzer.commands import check, cluster, diff, evidence, flows, listeners, live, matrix, spec, store
-from analyzer.commands.options import EXIT_STATUS, INPUT_FAULT, INTERRUPTED, NOTHING, group
-from analyzer.errors import AnalyzerError
+from analyzer.commands.options import EXIT_STATUS, INPUT_FAULT, NOTHING, group
+from analyzer.errors import INTERRUPTED, AnalyzerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,28 +59,23 @@ def _common(
 
 
 def run() -> int:
-    """Runs what the words of the command line ask for; the exit status."""
+    """Runs what the words of the command line ask for; the exit status. KeyboardInterrupt: Ctrl-C."""
     try:
         app(standalone_mode=True)
     except SystemExit as done:
         status = done.code if isinstance(done.code, int) else NOTHING
-        return _interrupted() if status == INTERRUPTED else _flush(status)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt from None
+        return _flush(status)
     except AnalyzerError as error:
         print(f"rke2-flows: {_printable(str(error))}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        return _interrupted()
     except OSError as error:
         return _unwritable(error)
     except MemoryError:
         print("rke2-flows: out of memory (read fewer captures at once)", file=sys.stderr)
         return INPUT_FAULT
     return NOTHING
-
-
-def _interrupted() -> int:
-    print("rke2-flows: interrupted", file=sys.stderr)
-    return INTERRUPTED
 
 
 def _printable(text: str) -> str:

@@ -12,6 +12,9 @@ status.
 
 from __future__ import annotations
 
+#: exit status after Ctrl-C, as shells give it: 128 + SIGINT
+INTERRUPTED = 130
+
 
 class AnalyzerError(Exception):
     """Base of every error that a user can cause or mend.

@@ -400,3 +400,29 @@ def test_ctrl_c_ends_it(threads: list[str], tmp_path: Path) -> None:
         _, said = process.communicate(timeout=20)
     assert time.monotonic() - begin < 5
     assert (process.returncode, said) == (130, "rke2-flows: interrupted\n")
+
+
+INTERRUPTING = """
+import sys
+
+module = sys.argv.pop(1)
+
+class Finder:
+    def find_spec(name, *_):
+        if name == module:
+            del sys.meta_path[0]
+            exec("raise KeyboardInterrupt")
+
+sys.meta_path.insert(0, Finder)
+from analyzer.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["analyzer.commands.early", "analyzer.cli", "analyzer.capture.offline"])
+def test_ctrl_c_while_it_loads(module: str, large: Path, tmp_path: Path) -> None:
+    """Also amid an exec(), after which the interpreter would end by the signal."""
+    (tmp_path / "interrupting.py").write_text(INTERRUPTING)
+    command = [sys.executable, "-m", "interrupting", module, "flows", str(large)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "rke2-flows: interrupted\n")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-NOTHING, FOUND, INPUT_FAULT, UNABLE, INTERRUPTED = 0, 1, 2, 3, 130
+NOTHING, FOUND, INPUT_FAULT, UNABLE = 0, 1, 2, 3
 _UNITS = {"ns": 1, "us": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 
 EXIT_STATUS = """Exit status: 0 nothing at or above --fail-on, 1 findings at or above it, 2 the input or the
