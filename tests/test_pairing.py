@@ -173,6 +173,29 @@ def test_the_order_of_rows_does_not_matter(one_way: OneWay, random: Any) -> None
     same(pair(OneWay(rows, OBSERVERS), NAMED), pair(OneWay(rows[order], OBSERVERS), NAMED))
 
 
+@pytest.mark.parametrize("outer", ["src", "dst"])
+@pytest.mark.parametrize("end", ["src", "dst", None])
+@pytest.mark.parametrize("back", [False, True])
+def test_a_forged_inner_packet_hides_no_flow_of_a_node(outer: str, end: str | None, back: bool) -> None:
+    """A flow seen within and outside of a tunnel is one, but where the tunnel's ends are its own."""
+    ends = {"src": ADDRESSES[0], "dst": ADDRESSES[2]}
+    rows = np.zeros(2, ROW)
+    inner, outside = rows
+    inner["outer_src"], inner["outer_dst"] = np.void(ADDRESSES[3]), np.void(ADDRESSES[4])
+    inner["tunnel"] = 1
+    for row in rows:
+        row["src"], row["dst"], row["protocol"] = np.void(ends["src"]), np.void(ends["dst"]), 6
+        row["src_port"], row["dst_port"], row["packets"], row["start"] = 32768, 443, 1, 5
+    if back:
+        outside["src"], outside["dst"] = outside["dst"].copy(), outside["src"].copy()
+        outside["src_port"], outside["dst_port"] = 443, 32768
+    if end:
+        inner[f"outer_{outer}"] = np.void(ends[end])
+    one_way = OneWay(rows, OBSERVERS)
+    assert len(pair(one_way)) == (2 if end else 1)
+    same(pair(one_way), reference.pair(one_way))
+
+
 def test_texts_are_in_numerical_order_where_asked() -> None:
     rows = np.zeros(3, ROW)
     rows["dst"], rows["start"] = np.void(ADDRESSES[0]), 1
