@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -295,7 +295,6 @@ def _engine(scheduler: str) -> Iterator[_Threads | _Cluster]:
         yield _Threads()
     elif scheduler == "processes":
         with _local_workers() as address, _connected(address) as client:
-            client.run(_ignore_interrupts)
             yield _Cluster(client)
     elif addresses.is_address(scheduler):
         with _connected(scheduler) as client:
@@ -318,23 +317,41 @@ def _check_installed(scheduler: str) -> None:
 
 @contextmanager
 def _local_workers() -> Iterator[Any]:
-    """A process for each core, on loopback; none is left behind."""
+    """A process for each core, on loopback; none is left behind.
+
+    A terminal sends Ctrl-C to all of them; this process ends the workers, in order. So they are started, also
+    those that take the place of others, by a thread that blocks it, and inherit that.
+    """
+    from multiprocessing import resource_tracker  # noqa: PLC0415  as LocalCluster
+
     from distributed import LocalCluster  # noqa: PLC0415  an extra
 
-    with LocalCluster(
-        n_workers=os.cpu_count(),
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=50,
-    ) as local:
-        yield local
+    resource_tracker.ensure_running()  # when it is started later, it unblocks that
+    with _held() as held:
+        local = LocalCluster(
+            n_workers=os.cpu_count(),
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        )
+        with local:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            try:
+                yield local
+            finally:  # half closed, the rest would be waited for at the end of the process
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _ignore_interrupts() -> None:
-    """A terminal sends Ctrl-C to all; the process that asks ends the workers, in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _held() -> Iterator[Iterable[int]]:
+    """Ctrl-C waits until this ends, and with it what this thread starts; gives what was held before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

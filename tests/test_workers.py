@@ -9,8 +9,11 @@ import pickle
 import shutil
 import signal
 import socket
+import subprocess
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +36,6 @@ from analyzer.store import read_flow_file, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from analyzer.overview import Overview
 
@@ -369,6 +371,37 @@ def fails(kind: type[AnalyzerError], words: str, *inputs: str | Path, **more: An
         workers.analyze(*inputs, cluster=cluster_of(OFFENCES), **more)
     assert caught.value.next_step
     return caught.value
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.6, 0.9, 1.2])
+def test_ctrl_c_ends_processes_in_order(seconds: float) -> None:
+    """A terminal sends it to all of them: while they start, work and end."""
+    words = ["check", str(OFFENCES), "--cluster", str(cluster_of(OFFENCES)), "--scheduler", "processes"]
+    command = [sys.executable, "-m", "analyzer", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0) as process:
+        assert process.stderr
+        try:
+            while not list(started_by(process.pid)) and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(seconds)
+            begin = time.monotonic()
+            os.killpg(process.pid, signal.SIGINT)
+            said = process.stderr.read()  # until the last of them is gone
+            took = time.monotonic() - begin
+            status = process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    lines = said.splitlines()
+    if lines[:1] != ["rke2-flows: interrupted"]:
+        assert lines.pop(0).startswith("by workers no cause is named")  # it was done before
+    assert (status, lines) in ((130, ["rke2-flows: interrupted"]), (1, []))
+    assert took < 8  # what is half closed is waited for 10 s
+
+
+def started_by(pid: int) -> Iterator[str]:
+    for task in Path("/proc", str(pid), "task").iterdir():
+        yield from (task / "children").read_text().split()
 
 
 def test_a_fault_on_a_worker_comes_back(scheduler: str, tmp_path: Path) -> None:
