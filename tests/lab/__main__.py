@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import time
 from pathlib import Path  # noqa: TC003 - typer reads it at run time
 from typing import Annotated
@@ -63,7 +62,8 @@ def up(variant: Annotated[str, typer.Option(help="vxlan or wireguard")] = "vxlan
         for name, namespace in lab.namespaces.items():
             typer.echo(f"{name:9} ip netns exec {namespace} bash")
         typer.echo("up; Ctrl-C takes it down")
-        signal.pause()
+        while True:  # pause() sleeps through a signal that comes just before it
+            time.sleep(0.5)
 
 
 @app.command("scenarios")
