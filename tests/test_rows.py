@@ -442,6 +442,18 @@ def test_cooked_frames_say_which_way_they_went(packet_type: int, direction: int)
     assert fr.read(fr.pcap(frames, link=SLL2)).rows["direction"].tolist() == [direction]
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("length", [0, 4, 8], ids=["none", "32 bits", "64 bits"])
+def test_frames_may_end_with_a_check_sequence(length: int, order: str) -> None:
+    """Above the link type a pcap header says whether they do (bit 26), and how long it is, in units of 16
+    bits. It is no part of the IP packet.
+    """
+    frames = fr.timed(fr.talk(client_of(0), server_of(0)))
+    checked = [replace(f, data=f.data + bytes(length)) for f in frames]
+    said = fr.read(fr.pcap(checked, order=order, link=ETHERNET | 1 << 26 | length // 2 << 28))
+    same(said, fr.read(fr.pcap(frames)))
+
+
 def test_interface_names_are_hostile() -> None:
     name = "eth0\x1b[31m\n\xff;x" + "y" * 80
     one_way = fr.read(

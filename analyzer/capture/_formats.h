@@ -152,7 +152,7 @@ static size_t pcap_header(struct reader *r, const struct magic *magic, const __u
     r->swapped = magic->big_endian != host_is_big_endian();
     r->nanoseconds = magic->nanoseconds;
     r->record_header = magic->record_header;
-    r->link = get32(r, p + 20) & 0x0fffffff; /* above: length of the frame check sequence */
+    r->link = get32(r, p + 20) & 0x03ffffff; /* above: whether frames end with a check sequence, and its length */
     snaplen = get32(r, p + 16);
     r->record_max = snaplen > RECORD_MAX && snaplen <= SNAPLEN_MAX ? snaplen : RECORD_MAX;
     if (get16(r, p + 4) != 2) {
