@@ -4,7 +4,8 @@
  *
  * A tuple is all rows of one direction of one 5-tuple, whoever saw them and whenever. A connection is a tuple and the
  * one that answers it. `low` and `high` name a connection's ends by the order of their addresses and ports, until it is
- * known who asked.
+ * known who asked. Of an ICMP request and its reply it is known at once: the lower end asks, so that two hosts that ask
+ * each other have a connection each.
  */
 #ifndef RKE2_FLOWS_CONNECTIONS_H
 #define RKE2_FLOWS_CONNECTIONS_H
@@ -184,11 +185,14 @@ static inline int address_order(const __u8 *a, const __u8 *b)
     return 0;
 }
 
-/* Whether a tuple's destination is the lower end. */
-static bool is_reverse(const struct flow_key *key)
+/* Whether a tuple's destination is the lower end. `says`: the marks of its ICMP type. */
+static bool is_reverse(const struct flow_key *key, __u8 says)
 {
-    int order = address_order(key->dst, key->src);
+    int order;
 
+    if (says)
+        return says & MARK_REPLIES;
+    order = address_order(key->dst, key->src);
     return order < 0 || (!order && !is_icmp(key->protocol) && key->dst_port < key->src_port);
 }
 
@@ -201,11 +205,12 @@ static __u8 marks_of(const struct flow_key *key, const struct flow_counters *sum
 {
     bool carrier = sum->events & EVENT_CARRIER;
     __u16 type = key->src_port;
+    __u8 says = is_icmp(key->protocol) ? request_type(key->protocol, &type) : 0;
 
-    return (is_icmp(key->protocol) ? request_type(key->protocol, &type) : 0) | (carrier ? MARK_CARRIER : 0) |
-           (!carrier && is_reverse(key) ? MARK_REVERSE : 0) | (sum->events & EVENT_SYN ? MARK_ASKS : 0) |
-           (sum->events & EVENT_SYN_ACK ? MARK_ACCEPTS : 0) | (key->tunnel != TUNNEL_NONE ? MARK_TUNNELLED : 0) |
-           (sum->packets ? MARK_SENT : 0) | (only_resets(key, sum) ? MARK_RESETS : 0);
+    return says | (carrier ? MARK_CARRIER : 0) | (!carrier && is_reverse(key, says) ? MARK_REVERSE : 0) |
+           (sum->events & EVENT_SYN ? MARK_ASKS : 0) | (sum->events & EVENT_SYN_ACK ? MARK_ACCEPTS : 0) |
+           (key->tunnel != TUNNEL_NONE ? MARK_TUNNELLED : 0) | (sum->packets ? MARK_SENT : 0) |
+           (only_resets(key, sum) ? MARK_RESETS : 0);
 }
 
 /* What both directions of a connection have in common, whatever it was carried in. */

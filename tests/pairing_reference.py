@@ -3,7 +3,7 @@ one-way rows in, flow table out; shares no code with what it checks but names, a
 
 A *tuple* is all rows of one direction of one 5-tuple, whoever saw them and whenever. A *connection* is a
 tuple and the one that answers it. `low` and `high` name a connection's ends by the order of their addresses
-and ports, until it is known who asked.
+and ports, until it is known who asked; of an ICMP request and its reply the lower end asks.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _tuples(rows: Rows) -> Tuples:
         groups.reduce(np.minimum, rows["start"]),
         type_,
         asks,
-        _less(_end(key, ports, "dst"), _end(key, ports, "src")) & ~carrier,
+        np.where(asks, asks < 0, _less(_end(key, ports, "dst"), _end(key, ports, "src"))) & ~carrier,
         carrier,
     )
 

@@ -186,11 +186,22 @@ def test_request_and_reply_are_one_flow(name: str) -> None:
     assert flow["packets_out"] + flow["packets_in"] == len(frames)
 
 
-def test_two_pings_of_each_other_are_two_flows_only_in_their_replies() -> None:
-    """Requests both ways are one flow: ICMP has no ports that would tell them apart."""
-    table = flows_of([fr.message(A[0], S[0], 8), fr.message(S[0], A[0], 0), fr.message(S[0], A[0], 8)])
-    assert table["packets_out"].sum() + table["packets_in"].sum() == 3
-    assert set(table["client_port"]) == {8}
+@pytest.mark.parametrize("turn", [1, -1])
+def test_pings_of_each_other_are_two_flows(turn: int) -> None:
+    """One is answered, and does not hide that the other is not, whoever's rows come first."""
+    asked, answered = [fr.message(A[0], S[0], 8)], [fr.message(S[0], A[0], 8), fr.message(A[0], S[0], 0)]
+    table = flows_of([*asked, *answered, *asked][::turn])
+    columns = ["client", "client_port", "packets_out", "packets_in", "outcome", "direction_by"]
+    assert sorted(table[columns].itertuples(index=False, name=None)) == [
+        (S[0], 8, 1, 1, "answered", "syn"),
+        (A[0], 8, 2, 0, "unanswered", "syn"),
+    ]
+
+
+def test_a_ping_of_oneself() -> None:
+    """As a capture of `lo` holds it: request and reply have the same ends."""
+    (flow,) = (row for _, row in flows_of([fr.message(A[0], A[0], kind) for kind in (8, 0)]).iterrows())
+    assert (flow["packets_out"], flow["packets_in"], flow["outcome"]) == (1, 1, "answered")
 
 
 # ---- how it went ----
