@@ -4,7 +4,7 @@
  * numbers out; no text.
  *
  * Two observers whose captures overlap in time may have seen the same datagrams: of them the fullest one's counts
- * stand. Two whose captures do not overlap cannot have: they add up. Which do is told by _witness.py.
+ * stand. Two whose captures do not overlap cannot have: they add up. When each watched is told by _witness.py.
  */
 #ifndef RKE2_FLOWS_FLOWS_H
 #define RKE2_FLOWS_FLOWS_H
@@ -13,10 +13,16 @@
 
 #define NOT_A_TIME INT64_MIN
 
+/* When one watched, ns. */
+struct window {
+    __u64 begin, end;
+};
+
 /* Observers by their number; `turn` orders them by name, `by_turn` is the observer of each turn. */
 struct observers {
     __u32 count;
-    __u32 *turn, *chain, *cluster, *by_turn;
+    __u32 *turn, *chain, *by_turn;
+    struct window *window; /* of a chain all have the same */
 };
 
 struct flows {
@@ -34,8 +40,8 @@ static void flows_free(struct flows *f)
 {
     void *owned[] = {f->observers.turn,
                      f->observers.chain,
-                     f->observers.cluster,
                      f->observers.by_turn,
+                     f->observers.window,
                      f->connection,
                      f->rows,
                      f->begin,
@@ -304,7 +310,8 @@ static int find_flows(struct flows *f)
  */
 struct unit {
     __u64 packets, bytes;
-    __u32 cluster, number, turn; /* `turn`: the least of those that counted any, else the least */
+    struct window window;
+    __u32 number, turn; /* `turn`: the least of those that counted any, else the least */
     bool inward, counted;
 };
 
@@ -314,7 +321,7 @@ static int unit_order(const void *one, const void *other)
     int order = ORDER(a->inward, b->inward);
 
     if (!order)
-        order = ORDER(a->cluster, b->cluster);
+        order = ORDER(a->window.begin, b->window.begin);
     return order ? order : ORDER(a->number, b->number);
 }
 
@@ -326,7 +333,7 @@ static struct unit unit_of(const struct flows *f, __u32 row)
     return (struct unit){
         .packets = r->counters.packets,
         .bytes = r->counters.bytes,
-        .cluster = f->observers.cluster[observer],
+        .window = f->observers.window[observer],
         .number = (f->observers.chain[observer] * 4 + r->key.direction) * 2 + (r->key.tunnel != TUNNEL_NONE),
         .turn = f->observers.turn[observer],
         .inward = is_inward(f->p, row),
@@ -385,6 +392,30 @@ static bool is_fuller(const struct unit *a, const struct unit *b)
     return a->turn != b->turn ? a->turn < b->turn : a->number < b->number;
 }
 
+/* Whether both are of one chain. */
+static bool is_one_chain(const struct unit *a, const struct unit *b)
+{
+    return a->number / 8 == b->number / 8;
+}
+
+/*
+ * Behind the last of those that watched together with the one at `at`, directly or through others, and may have counted
+ * the same datagrams. Who counted none brings nobody together.
+ */
+static __u32 together(const struct unit *units, __u32 count, __u32 at)
+{
+    __u64 reached = 0;
+    __u32 next = at;
+
+    do {
+        if (units[next].counted && units[next].window.end > reached)
+            reached = units[next].window.end;
+        next++;
+    } while (next < count && units[next].inward == units[at].inward &&
+             (units[next].window.begin <= reached || is_one_chain(&units[next - 1], &units[next])));
+    return next;
+}
+
 /* Whether `a` rather than `b` names the flow's observer. */
 static bool leads(const struct unit *a, const struct unit *b)
 {
@@ -409,10 +440,10 @@ static struct fullest fullest_of(const struct flows *f, __u32 flow, struct unit 
     for (__u32 i = 0; i < count; i = next) {
         const struct unit *best = &units[i];
 
-        for (next = i + 1; next < count && units[next].inward == best->inward && units[next].cluster == best->cluster;
-             next++)
-            if (is_fuller(&units[next], best))
-                best = &units[next];
+        next = together(units, count, i);
+        for (__u32 other = i + 1; other < next; other++)
+            if (is_fuller(&units[other], best))
+                best = &units[other];
         all.packets[best->inward] += best->packets;
         all.bytes[best->inward] += best->bytes;
         if (!lead || leads(best, lead))

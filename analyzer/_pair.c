@@ -109,14 +109,15 @@ static Py_ssize_t pairing_length(PyObject *self)
 
 /* ---- observers ---- */
 
-static __u32 *numbers(PyObject *buffer, __u32 *count)
+/* Elements of `size` bytes, and how many there are. */
+static void *copy_of(PyObject *buffer, size_t size, __u32 *count)
 {
     Py_buffer view;
-    __u32 *copy;
+    void *copy;
 
-    if (elements(buffer, &view, sizeof(*copy)))
+    if (elements(buffer, &view, size))
         return NULL;
-    *count = (__u32)((size_t)view.len / sizeof(*copy));
+    *count = (__u32)((size_t)view.len / size);
     copy = malloc((size_t)view.len + 1);
     if (copy)
         memcpy(copy, view.buf, (size_t)view.len);
@@ -138,17 +139,18 @@ static bool fits(const struct observers *o, const struct pairing *p)
 static PyObject *pairing_observe(PyObject *self, PyObject *args)
 {
     struct observers *o = &of(self)->flows.observers;
-    PyObject *turn, *chain, *cluster;
+    PyObject *turn, *chain, *window;
     __u32 counts[3] = {0};
 
-    if (!PyArg_ParseTuple(args, "OOO", &turn, &chain, &cluster))
+    if (!PyArg_ParseTuple(args, "OOO", &turn, &chain, &window))
         return NULL;
     if (o->turn) {
         PyErr_SetString(PyExc_RuntimeError, "the observers are known");
         return NULL;
     }
-    if (!(o->turn = numbers(turn, &counts[0])) || !(o->chain = numbers(chain, &counts[1])) ||
-        !(o->cluster = numbers(cluster, &counts[2])))
+    if (!(o->turn = copy_of(turn, sizeof(*o->turn), &counts[0])) ||
+        !(o->chain = copy_of(chain, sizeof(*o->chain), &counts[1])) ||
+        !(o->window = copy_of(window, sizeof(*o->window), &counts[2])))
         return NULL;
     o->count = counts[0];
     if (counts[1] != o->count || counts[2] != o->count || !fits(o, &of(self)->pairing)) {
@@ -239,7 +241,8 @@ static PyObject *pairing_flow_of_row(PyObject *self, PyObject *Py_UNUSED(none))
 
 static PyMethodDef pairing_methods[] = {
     {"observe", pairing_observe, METH_VARARGS,
-     "observe(turn, chain, cluster) -> None: uint32 of each observer; flows have columns only then"},
+     "observe(turn, chain, window) -> None: of each observer uint32, uint32 and two uint64 (ns); flows have columns "
+     "only then"},
     {"columns", pairing_columns, METH_VARARGS,
      "columns(begin, end, sorted) -> dict of bytearray: flows in order of their start, and the texts of their "
      "addresses, in numerical order where `sorted`"},

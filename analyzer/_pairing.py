@@ -60,7 +60,7 @@ class Pairing:
     rows.
 
     `rows`: shape (n,), dtype ROW, fewer than 2³¹, not to be changed meanwhile. `observers`: turn, chain and
-    cluster of each observer. Raises MemoryError.
+    window of each observer. Raises MemoryError.
     """
 
     def __init__(
@@ -72,7 +72,9 @@ class Pairing:
     ) -> None:
         ports = np.array([protocol << 16 | port for protocol, port in server_ports], np.uint32)
         self._pairing = _pair.Pairing(_bytes(rows), _bytes(ports), _bytes(_endpoints(listeners)), SEED)
-        self._pairing.observe(*(_bytes(of.astype(np.uint32)) for of in observers))
+        turn, chain, window = observers
+        numbers = [_bytes(of.astype(np.uint32)) for of in (turn, chain)]
+        self._pairing.observe(numbers[0], numbers[1], _bytes(window))
 
     def __len__(self) -> int:
         """How many flows there are."""

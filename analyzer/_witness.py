@@ -1,12 +1,13 @@
 """Counting each datagram once, however many saw it. Rule: knows observers and times, not what a flow means.
 
 Two observers whose captures overlap in time may have seen the same datagrams: of them the fullest one's
-counts stand. Two whose captures do not overlap cannot have: they add up. Parts of one rotated capture are
-one observer.
+counts stand. Two whose captures do not overlap cannot have: they add up, whoever else watched meanwhile and
+saw nothing of the flow. Parts of one rotated capture are one observer.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from analyzer import _pair
 from analyzer.rows import NO_TIME
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from analyzer._grouping import Array, Indices
     from analyzer.rows import Coverage, Observer, Rows
@@ -28,21 +29,22 @@ _FEW = 32  # observers of one flow; a flow of more has its names joined one by o
 
 def roles_of(
     rows: Rows, observers: Sequence[Observer], coverage: Sequence[Coverage] = ()
-) -> tuple[Indices, Indices, Indices]:
-    """What each observer is among the others: its turn, the chain of its parts, and the cluster of those who
-    watched together. Of two that counted as much the one with the lesser turn stands.
+) -> tuple[Indices, Indices, npt.NDArray[np.uint64]]:
+    """What each observer is among the others: its turn, the chain of its parts, and when that watched, as
+    begin and end in ns, shape (observers, 2), dtype uint64. Of two that counted as much the one with the
+    lesser turn stands.
     """
     count = len(observers)
     order = sorted(range(count), key=lambda n: (observers[n].name, observers[n]))
     turn = np.empty(count, np.intp)
     turn[order] = np.arange(count)
     if count == 1:
-        return turn, np.zeros(1, np.intp), np.zeros(1, np.intp)
+        return turn, np.zeros(1, np.intp), np.zeros((1, 2), np.uint64)
     windows = _watched(
         _pair.windows(np.ascontiguousarray(rows).view(np.uint8).data, count), observers, coverage
     )
     chain = _chains(observers, windows)
-    return turn, np.array(chain, np.intp), np.array(_clusters(chain, windows), np.intp)
+    return turn, np.array(chain, np.intp), np.array(_spans(observers, chain, windows), np.uint64)
 
 
 def _watched(
@@ -57,7 +59,7 @@ def _watched(
         window if observer.interface or window == _NO_WINDOW else ledgers.get(observer.source, window)
         for observer, window in zip(observers, windows, strict=True)
     ]
-    return [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(windows, watched, strict=True)]
+    return [_both(a, b) for a, b in zip(windows, watched, strict=True)]
 
 
 def _stem(source: str) -> str:
@@ -81,19 +83,38 @@ def _chains(observers: Sequence[Observer], windows: Sequence[Window]) -> list[in
     return chain
 
 
-def _clusters(chain: Sequence[int], windows: Sequence[Window]) -> list[int]:
-    """Each observer's cluster: chains whose spans overlap, directly or through others."""
-    spans: dict[int, Window] = {}
-    for number, (start, end) in zip(chain, windows, strict=True):
-        low, high = spans.get(number, (start, end))
-        spans[number] = (min(low, start), max(high, end))
-    cluster: dict[int, int] = {}
-    reached, count = -1, -1
-    for number in sorted(spans, key=lambda n: spans[n]):
-        count += spans[number][0] > reached
+def _spans(observers: Sequence[Observer], chain: Sequence[int], windows: Sequence[Window]) -> list[Window]:
+    """When each observer's chain watched. Interfaces of one source that do so together, directly or through
+    others, do so as long as all of them: none has a window of its own, and a quiet one watched all the while.
+    """
+    own: dict[int, Window] = {}
+    for number, window in zip(chain, windows, strict=True):
+        own[number] = _both(own.get(number, _NO_WINDOW), window)
+    sources: dict[str, set[int]] = {}
+    for number, observer in zip(chain, observers, strict=True):
+        sources.setdefault(observer.source, set()).add(number)
+    spans = dict(own)
+    for chains in sources.values():
+        for together in _clusters(chains, own):
+            whole = reduce(_both, (own[number] for number in together))
+            spans |= {number: _both(spans[number], whole) for number in together}
+    return [spans[number] for number in chain]
+
+
+def _both(one: Window, other: Window) -> Window:
+    return min(one[0], other[0]), max(one[1], other[1])
+
+
+def _clusters(chains: Iterable[int], spans: Mapping[int, Window]) -> list[list[int]]:
+    """Chains whose spans overlap, directly or through others."""
+    clusters: list[list[int]] = []
+    reached = -1
+    for number in sorted(chains, key=lambda n: spans[n]):
+        if spans[number][0] > reached:
+            clusters.append([])
+        clusters[-1].append(number)
         reached = max(reached, spans[number][1])
-        cluster[number] = count
-    return [cluster[number] for number in chain]
+    return clusters
 
 
 def witnesses(

@@ -400,14 +400,14 @@ def stand_for(
     coverage: Sequence[Coverage] = (),
 ) -> Fullest:
     """The fullest witness's counts for each flow and direction, and who it was."""
-    turn, chain, cluster = (of[rows["interface"]] for of in roles_of(rows, observers, coverage))
+    turn, chain, window = (of[rows["interface"]] for of in roles_of(rows, observers, coverage))
     order = np.argsort(roles_of(rows, observers, coverage)[0])
     # the same datagram inside and outside of a tunnel, or coming in and going out, was seen twice by one
     # observer
     unit = (chain * 4 + rows["direction"]) * 2 + (rows["tunnel"] > 0)
     first, packets, octets, turn = _unit_sums(rows, flow, inward, unit, turn)
     way = flow[first] * 2 + inward[first]
-    apart = group(pack(way, cluster[first]))[0] if cluster.any() else way
+    apart = _clusters(way, unit[first], window[first], packets)
     best = _first_of(apart, (_TOP - packets, _TOP - octets, turn, unit[first]))
     totals = np.zeros((2, flows * 2), np.uint64)
     np.add.at(totals[0], way[best], packets[best])
@@ -417,6 +417,22 @@ def stand_for(
     return Fullest(
         totals[0].reshape(-1, 2), totals[1].reshape(-1, 2), observer, _first_frames(rows, flow, observer)
     )
+
+
+def _clusters(way: Indices, unit: Indices, window: Counts, packets: Counts) -> Indices:
+    """Number of each sum's cluster: those of one flow and direction that watched together, directly or
+    through others that counted any.
+    """
+    cluster = np.zeros(len(way), np.intp)
+    before, reached, number = (-1, -1), 0, -1
+    for n in np.lexsort((unit, window[:, 0], way)).tolist():
+        begin, end = window[n].tolist()
+        chain = int(way[n]), int(unit[n]) // 8
+        if chain != before and (chain[0] != before[0] or begin > reached):
+            reached, number = 0, number + 1
+        before, cluster[n] = chain, number
+        reached = max(reached, end if packets[n] else 0)
+    return cluster
 
 
 def _unit_sums(

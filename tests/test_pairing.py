@@ -222,18 +222,20 @@ def test_what_is_no_table_is_refused() -> None:
     with pytest.raises(ValueError, match="24 bytes"):
         _pair.Pairing(b"", b"", b"x", 0)
     pairing = _pair.Pairing(bytes_of(np.zeros(2, ROW)), b"", b"", 0)
-    one = np.zeros(1, np.uint32).data
+    one, window = np.zeros(1, np.uint32).data, bytes(16)
     with pytest.raises(ValueError, match="nobody observed"):
         pairing.columns(0, 1, True)
-    for turn, chain in ((np.array([7], np.uint32).data, one), (one, b"")):
+    for roles in ((np.array([7], np.uint32).data, one, window), (one, b"", window), (one, one, b"")):
         with pytest.raises(ValueError, match="not those of the rows"):
-            _pair.Pairing(bytes_of(np.zeros(2, ROW)), b"", b"", 0).observe(turn, chain, one)
+            _pair.Pairing(bytes_of(np.zeros(2, ROW)), b"", b"", 0).observe(*roles)
+    with pytest.raises(ValueError, match="16 bytes"):
+        _pair.Pairing(bytes_of(np.zeros(2, ROW)), b"", b"", 0).observe(one, one, one)
     for interface in (1, 2**32 - 1):
         rows = np.zeros(2, ROW)
         rows["interface"][1] = interface
         with pytest.raises(ValueError, match="not those of the rows"):
-            _pair.Pairing(bytes_of(rows), b"", b"", 0).observe(one, one, one)
-    pairing.observe(one, one, one)
+            _pair.Pairing(bytes_of(rows), b"", b"", 0).observe(one, one, window)
+    pairing.observe(one, one, window)
     for begin, end in ((0, 2), (1, 0)):
         with pytest.raises(ValueError, match="not there"):
             pairing.columns(begin, end, True)

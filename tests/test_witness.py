@@ -209,6 +209,49 @@ def test_captures_apart_in_time_add_up_whatever_their_names() -> None:
     assert counts(row) == (14, 10)
 
 
+@pytest.mark.parametrize("interval", [0, 1000 * NS], ids=["whole", "intervals"])
+def test_who_saw_nothing_of_a_flow_joins_nobody(interval: int) -> None:
+    """A third node's capture overlaps both, and holds other flows."""
+    days = [
+        capture("monday.pcap", WHOLE, interval=interval),
+        capture("tuesday.pcap", after(WHOLE, LATER), interval=interval),
+    ]
+    others = timed([segment(("10.10.0.22", 40001), SERVER, ACK)] * 2, step=LATER)
+    table = pair(merge([*days, capture("both.pcap", others, interval=interval)]))
+    assert counts(only(table[table["client"] == AGENT[0]])) == (14, 10)
+
+
+def test_who_saw_both_ends_of_a_flow_joins_them() -> None:
+    """All of it was seen by the third node, too: whose datagrams the others saw."""
+    days = capture("monday.pcap", WHOLE), capture("tuesday.pcap", after(WHOLE, LATER))
+    row = seen(*days, capture("both.pcap", [*WHOLE, *after(WHOLE, LATER)]))
+    assert counts(row) == (14, 10)
+    assert row["source"] == "both.pcap"
+
+
+def test_a_witness_without_counts_joins_nobody() -> None:
+    """A flow table names it, and does not say what it counted."""
+    days, edges = (WHOLE, after(WHOLE, LATER)), (WHOLE[:1], after(WHOLE, LATER)[-1:])
+    both = capture("both.pcap", [frame for frames in edges for frame in frames])
+    saved = []
+    for name, frames, edge in zip(("monday.pcap", "tuesday.pcap"), days, edges, strict=True):
+        part = merge([capture(name, frames), capture("both.pcap", edge)])
+        saved.append(unpair(pair(part), [*capture(name, frames).coverage, *both.coverage]))
+    row = seen(*saved)
+    assert row["witnesses"] == "both.pcap;monday.pcap;tuesday.pcap"
+    assert counts(row) == (14, 10)
+
+
+def test_interfaces_of_one_capture_watch_together() -> None:
+    """A quiet one has no window of its own: that another was busy meanwhile says that it was there."""
+    ask = Frame(segment(POD, PEER, SYN), EPOCH + NS)
+    busy = timed([segment(AGENT, SERVER, ACK)] * 3, step=NS)
+    veth, bridge = on_any(ask, VETH), on_any(replace(ask, time=ask.time + 1000), BRIDGE, 4)
+    frames = sorted([*(on_any(f, UPLINK) for f in busy), veth, bridge], key=lambda f: f.time)
+    table = pair(capture("any.pcap", frames, link=SLL2))
+    assert counts(only(table[table["client"] == POD[0]])) == (1, 0)
+
+
 def test_each_interval_has_its_own_fullest_witness() -> None:
     """The agent's capture is the fuller one in the first interval, the server's in the second."""
     second = after(WHOLE, NS)
