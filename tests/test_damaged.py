@@ -226,8 +226,14 @@ def _zstd_of_unknown_size(data: bytes) -> bytes:
     return frame.compress(data) + frame.flush()
 
 
-def _skippable(data: bytes) -> bytes:
-    return b"\x5a\x2a\x4d\x18" + struct.pack("<I", len(data)) + data
+def _skippable(data: bytes, magic: int = 0x5A) -> bytes:
+    return bytes((magic, 0x2A, 0x4D, 0x18)) + struct.pack("<I", len(data)) + data
+
+
+def _pzstd(data: bytes) -> bytes:
+    """In front of each frame pzstd says how long it is."""
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    return _skippable(struct.pack("<I", len(frame)), 0x50) + frame
 
 
 def _zstd_of_raw_blocks(data: bytes) -> bytes:
@@ -243,6 +249,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
     "zstd, size unknown": _zstd_of_unknown_size,
     "zstd, skippable frame": lambda data: zstandard.compress(data) + _skippable(b"index"),
+    "zstd, skipped frame first": lambda data: _skippable(b"index", 0x5F) + zstandard.compress(data),
+    "zstd, by pzstd": _pzstd,
     "zstd, uncompressed blocks": _zstd_of_raw_blocks,
     "lz4": lambda data: lz4.frame.compress(data, content_checksum=True),
 }

@@ -80,8 +80,14 @@ def head_of(raw: IO[bytes]) -> bytes:
     return head
 
 
-#: the first bytes of a packed file, and how it is packed
-PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+#: the first bytes of a packed file, and how it is packed. zstd's may begin with a frame that is to be skipped
+#: (RFC 8878, 3.1.2): pzstd's do
+PACKINGS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    **{bytes((0x50 + n, 0x2A, 0x4D, 0x18)): "zstd" for n in range(16)},
+}
 #: the first 4 bytes of a capture; of a packed one those that tell how
 MAGICS = (
     b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
