@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from analyzer.capture.offline import read_captures
-from analyzer.capture.streams import MAGICS, Progress
+from analyzer.capture.streams import MAGICS, NOT_UNPACKED, Progress
 from analyzer.choice import (
     ALL,
     BOUNDED,
@@ -393,7 +393,7 @@ def kind_of(path: Path) -> str:
         "parquet": (b"PAR1",),
         "csv": (b"source,witnesses,",),
         "jsonl": (b'{"source":',),
-        "capture": MAGICS,
+        "capture": (*MAGICS, *NOT_UNPACKED),
     }
     return next((kind for kind, magics in starts.items() if head.startswith(magics)), "")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import io
 import json
+import lzma
 import os
 import resource
 import signal
@@ -45,7 +47,7 @@ from analyzer.store import (
 from analyzer.verdict import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 AGENT, SERVER = ("10.10.0.21", 40000), ("10.10.0.11", 6443)
@@ -467,6 +469,17 @@ def test_a_folder_is_its_captures_and_tables(tmp_path: Path) -> None:
     assert names == ["a.pcapng", "b.txt", "c.zst", "flows.csv"]
     assert next(expand([tmp_path / "b.txt", tmp_path, tmp_path / "b.txt"])).name == "b.txt"
     assert len(list(expand([tmp_path, tmp_path]))) == 4
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, bz2.compress], ids=["xz", "bzip2"])
+def test_a_capture_that_cannot_be_unpacked_is_not_passed_over(
+    pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    """Else its packets were missing, and nobody told."""
+    fr.save(tmp_path, "a.pcap", fr.pcap(TALK))
+    fr.save(tmp_path, "b.pcap", pack(fr.pcap(TALK)))
+    with pytest.raises(CaptureError, match=r"b\.pcap: .*neither pcap nor pcapng"):
+        read_inputs([tmp_path])
 
 
 def test_a_folder_without_captures(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ PACKINGS = {
     b"\x04\x22\x4d\x18": "lz4",
     **{bytes((0x50 + n, 0x2A, 0x4D, 0x18)): "zstd" for n in range(16)},
 }
+#: those of a file that xz or bzip2 packed: to read it fails, and so says that it was not read
+NOT_UNPACKED = (b"\xfd7zXZ", b"BZh")
 #: the first 4 bytes of a capture; of a packed one those that tell how
 MAGICS = (
     b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x34\xcd\xb2\xa1",
