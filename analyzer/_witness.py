@@ -7,6 +7,7 @@ saw nothing of the flow. Parts of one rotated capture are one observer.
 
 from __future__ import annotations
 
+import re
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Window = tuple[int, int]
 _NO_WINDOW: Window = (int(NO_TIME), 0)
+#: what an interface of `-i any` is called; and ns after which at most a datagram is on the next one
+_OF_ANY, _HOP = re.compile(r"if\d+"), 10**7
 _FEW = 32  # observers of one flow; a flow of more has its names joined one by one
 
 
@@ -90,12 +93,14 @@ def _spans(observers: Sequence[Observer], chain: Sequence[int], windows: Sequenc
     own: dict[int, Window] = {}
     for number, window in zip(chain, windows, strict=True):
         own[number] = _both(own.get(number, _NO_WINDOW), window)
-    sources: dict[str, set[int]] = {}
+    groups: dict[tuple[str, int], set[int]] = {}  # source and how far apart → chains
     for number, observer in zip(chain, observers, strict=True):
-        sources.setdefault(observer.source, set()).add(number)
+        groups.setdefault((observer.source, 0), set()).add(number)
+        if _OF_ANY.fullmatch(observer.interface):
+            groups.setdefault((observer.source, _HOP), set()).add(number)
     spans = dict(own)
-    for chains in sources.values():
-        for together in _clusters(chains, own):
+    for (_, apart), chains in groups.items():
+        for together in _clusters(chains, own, apart):
             whole = reduce(_both, (own[number] for number in together))
             spans |= {number: _both(spans[number], whole) for number in together}
     return [spans[number] for number in chain]
@@ -105,12 +110,12 @@ def _both(one: Window, other: Window) -> Window:
     return min(one[0], other[0]), max(one[1], other[1])
 
 
-def _clusters(chains: Iterable[int], spans: Mapping[int, Window]) -> list[list[int]]:
-    """Chains whose spans overlap, directly or through others."""
+def _clusters(chains: Iterable[int], spans: Mapping[int, Window], apart: int) -> list[list[int]]:
+    """Chains whose spans overlap, directly or through others, or are no more than `apart` ns apart."""
     clusters: list[list[int]] = []
     reached = -1
     for number in sorted(chains, key=lambda n: spans[n]):
-        if spans[number][0] > reached:
+        if spans[number][0] > reached + apart:
             clusters.append([])
         clusters[-1].append(number)
         reached = max(reached, spans[number][1])

@@ -242,6 +242,17 @@ def test_a_witness_without_counts_joins_nobody() -> None:
     assert counts(row) == (14, 10)
 
 
+@pytest.mark.parametrize(("late", "packets"), [(1, 1), (5_000_000, 1), (20_000_000, 3)])
+def test_one_datagram_alone_on_its_way_through_a_node_counts_once(late: int, packets: int) -> None:
+    """On no interface is there anything else, so that each is quiet before and after. One that comes on
+    another much later is another one.
+    """
+    way = [(VETH, 0), (BRIDGE, 0), (UPLINK, 4)]
+    ask = segment(POD, PEER, SYN)
+    frames = [on_any(Frame(ask, EPOCH + n * late), *where) for n, where in enumerate(way)]
+    assert counts(seen(capture("any.pcap", frames, link=SLL2))) == (packets, 0)
+
+
 def test_interfaces_of_one_capture_watch_together() -> None:
     """A quiet one has no window of its own: that another was busy meanwhile says that it was there."""
     ask = Frame(segment(POD, PEER, SYN), EPOCH + NS)
