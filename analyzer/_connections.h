@@ -785,6 +785,21 @@ static int by_opening(const struct judged *j)
     return opened ? opened : !!(high & (MARK_ACCEPTS | MARK_REPLIES)) - !!(low & (MARK_ACCEPTS | MARK_REPLIES));
 }
 
+/* Multicast (RFC 1112, RFC 4291) or the limited broadcast (RFC 919): nobody sends from there. */
+static bool is_group(const __u8 *address)
+{
+    static const __u8 ipv4[12] = {[10] = 0xff, [11] = 0xff}, broadcast[4] = {0xff, 0xff, 0xff, 0xff};
+
+    if (memcmp(address, ipv4, sizeof(ipv4)))
+        return address[0] == 0xff;
+    return address[12] >> 4 == 14 || !memcmp(address + 12, broadcast, sizeof(broadcast));
+}
+
+static int by_group(const struct endpoint ends[2])
+{
+    return is_group(ends[1].address) - is_group(ends[0].address);
+}
+
 /* Who is known to listen, or accepted another connection on the same address and port, is the server. */
 static int by_listener(const struct pairing *p, const struct index *listening, const struct endpoint ends[2])
 {
@@ -819,6 +834,8 @@ static bool low_asks(const struct pairing *p, const struct index *listening, con
     ends[1] = end_of(j, 1);
     if (carrier)
         *by = is_named(p, &ends[1]) ? BY_SPEC : BY_PORT;
+    else if ((says = by_group(ends)))
+        *by = BY_PORT;
     else if ((says = by_listener(p, listening, ends)))
         *by = BY_LISTENER;
     else if ((says = by_spec(p, ends)))

@@ -8,6 +8,7 @@ and ports, until it is known who asked; of an ICMP request and its reply the low
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -251,21 +252,21 @@ def _prefer(low: Array, high: Array) -> Signs:
 def _directions(
     t: Tuples, c: Connections, named: ServerPorts, listeners: Iterable[Endpoint]
 ) -> tuple[Booleans, npt.NDArray[np.intp]]:
-    """Whether the lower end is the client, and which evidence said so. The evidence is in the order of
-    DIRECTION_BY.
-    """
+    """Whether the lower end is the client, and which evidence said so."""
     ports = _ports(t, c)
     spec = [_is_named(port, c.protocol, named) for port in ports]
     says = np.stack(
         [
             _by_opening(t, c),
+            _by_group(t, c),
             _by_listener(t, c, ports, listeners),
             _prefer(spec[1], spec[0]),
             _by_port(t, c, ports),
         ]
     )
-    by = np.argmax(says != 0, axis=0)
-    low_asks = np.take_along_axis(says, by[None], axis=0)[0] > 0
+    first = np.argmax(says != 0, axis=0)
+    low_asks = np.take_along_axis(says, first[None], axis=0)[0] > 0
+    by = np.array([DIRECTION_BY.index(name) for name in ("syn", "port", "listener", "spec", "port")])[first]
     # a carrier's client is its sender: its source port is a hash and tells nothing
     by = np.where(c.carrier, np.where(spec[1], DIRECTION_BY.index("spec"), DIRECTION_BY.index("port")), by)
     return low_asks | c.carrier, by
@@ -282,6 +283,19 @@ def _by_opening(t: Tuples, c: Connections) -> Signs:
     accepts = ((t.events & np.uint8(EVENT_SYN_ACK)) > 0) | (t.asks < 0)
     opened = _prefer(at(opens, c.low), at(opens, c.high))
     return np.where(opened != 0, opened, _prefer(at(accepts, c.high), at(accepts, c.low))).astype(np.int8)
+
+
+def _by_group(t: Tuples, c: Connections) -> Signs:
+    """Nobody sends from a multicast or the broadcast address."""
+    src, dst = t.key["src"][c.any], t.key["dst"][c.any]
+    low, high = np.where(c.low >= 0, src, dst), np.where(c.low >= 0, dst, src)
+    return _prefer(_is_group(high), _is_group(low))
+
+
+def _is_group(addresses: Array) -> Booleans:
+    texts = [ipaddress.IPv6Address(address.tobytes()) for address in addresses]
+    known = [address.ipv4_mapped or address for address in texts]
+    return np.array([a.is_multicast or str(a) == "255.255.255.255" for a in known], bool)
 
 
 def _by_listener(t: Tuples, c: Connections, ports: tuple[Array, Array], known: Iterable[Endpoint]) -> Signs:

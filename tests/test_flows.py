@@ -149,6 +149,28 @@ DIRECTIONS: dict[str, tuple[Frames, set[tuple[int, int]], list[Endpoint], tuple[
         "port",
     ),
     "IPv6": (fr.talk(A6, S6), set(), [], (A6, S6), "syn"),
+    **{
+        f"to {group[0]}": (
+            [fr.datagram(sender, group)],
+            {(UDP, 1000)},
+            [listen(sender, UDP)],
+            (sender, group),
+            "port",
+        )
+        for sender, group in (
+            (LOW, ("239.192.1.1", 5405)),
+            (LOW, ("224.0.0.1", 5405)),
+            (LOW, ("255.255.255.255", 5405)),
+            (("fe80::1", 1000), ("ff02::fb", 5405)),
+        )
+    },
+    "to an address above multicast": (
+        [fr.datagram(LOW, ("240.0.0.1", 5405))],
+        set(),
+        [],
+        (("240.0.0.1", 5405), LOW),
+        "port",
+    ),
 }
 
 

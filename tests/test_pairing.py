@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ADDRESSES = [
-    parse_address(text) for text in ("10.0.0.1", "10.0.0.2", "10.42.0.9", "255.255.255.255", "::", "fd00::1")
+    parse_address(text)
+    for text in (
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.42.0.9",
+        "255.255.255.255",
+        "::",
+        "fd00::1",
+        "239.0.0.1",
+        "ff02::1",
+    )
 ]
 PORTS = (0, 3, 8, 80, 443, 6443, 8472, 32768)
 NAMED = frozenset({(6, 443), (6, 6443), (17, 8472)})
