@@ -499,6 +499,12 @@ def test_standard_input_of_the_command(tmp_path: Path) -> None:
     assert len(table) > 10
 
 
+def test_a_file_that_is_given_twice_is_read_once(tmp_path: Path) -> None:
+    """Its rows would add up, since they are of one source."""
+    path = fr.save(tmp_path, "x.pcap", fr.pcap(fr.timed(fr.talk(client_of(0), server_of(0)))))
+    same(read_captures([path, str(path), path]), read_captures([path]))
+
+
 def test_several_files_are_read_under_names_that_differ(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

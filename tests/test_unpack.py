@@ -250,13 +250,13 @@ def test_what_progress_raises(
         if len(calls) == 3:
             raise error("stop", where="here", next_step="") if error is CaptureError else error
 
-    path = save(tmp_path, "packed", gzip.compress(DATA))
+    paths = [save(tmp_path, name, gzip.compress(DATA)) for name in ("packed", "another")]
     with pytest.raises(error):
-        read_capture(path, progress=progress)
+        read_capture(paths[0], progress=progress)
     assert 1 in calls
     calls.clear()
     with pytest.raises(error):
-        read_captures([path, path], progress=progress)
+        read_captures(paths, progress=progress)
 
 
 def test_what_the_reading_side_raises(tmp_path: Path) -> None:

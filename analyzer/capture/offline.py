@@ -35,7 +35,8 @@ def read_captures(
     threads: int | None = None,
     early: Early | None = None,
 ) -> OneWay:
-    """Reads capture files, several at a time, to one table. ``-`` is standard input.
+    """Reads capture files, several at a time, to one table. ``-`` is standard input. One that is given twice
+    is read once.
 
     `interval`: ns; rows are cut at its multiples, 0 for none. `names`: what to call the sources, by default
     :func:`source_names`. `max_rows`: of each source, 0 for no limit; packets of further 5-tuples are counted
@@ -47,6 +48,8 @@ def read_captures(
     CaptureError where a file is missing or is no capture; one that is damaged further on is read up to there,
     and its ledger says so.
     """
+    if names is None:  # rows of one source add up
+        paths = list({str(path): path for path in paths}.values())
     sources = list(names) if names is not None else source_names(paths)
     at_once, stop = max(1, min(len(sources), threads_of(threads))), Event()
     each = (interval, progress, max_rows, threads if at_once == 1 else threads_of(threads) // at_once)
