@@ -570,7 +570,7 @@ def _list(mapping: Mapping[str, Any], key: str) -> list[Any]:
 def _kubectl_role(item: Any) -> str:
     arguments = _node_args(_texts(item, "metadata", "annotations"))
     if arguments:
-        no_etcd, no_apiserver = (_is_on(_flag(arguments, flag)) for flag in _DISABLING)
+        no_etcd, no_apiserver = (_is_on(_flags(arguments, flag)) for flag in _DISABLING)
         return _ROLE_BY_FLAGS[no_etcd, no_apiserver] if arguments[0] == "server" else "agent"
     labels = _texts(item, "metadata", "labels")
     plane, etcd, master = (labels.get(f"node-role.kubernetes.io/{label}") == "true" for label in _LABELS)
@@ -587,18 +587,19 @@ def _node_args(annotations: dict[str, str]) -> list[str]:
     return arguments if texts and arguments[:1] in (["server"], ["agent"]) else []
 
 
-def _flag(arguments: list[str], flag: str) -> str | None:
-    """The value of ``--flag value`` or ``--flag=value``, empty for a bare ``--flag``, None without it."""
-    found = None
+def _flags(arguments: list[str], flag: str) -> list[str]:
+    """The value of each ``--flag value`` or ``--flag=value``, empty for a bare ``--flag``."""
+    found = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name == flag:
-            found = value if equals or following.startswith("-") else following
+            found.append(value if equals or following.startswith("-") else following)
     return found
 
 
-def _is_on(value: str | None) -> bool:
-    return value is not None and value.lower() not in ("false", "f", "0")
+def _is_on(values: list[str]) -> bool:
+    """Of a switch the last value counts."""
+    return bool(values) and values[-1].lower() not in ("false", "f", "0")
 
 
 def _kubectl_addresses(item: Any, place: str) -> Iterator[str]:
@@ -622,11 +623,11 @@ def _pod_cidrs(item: Any) -> list[str]:
 
 
 def _started_with(flag: str, arguments: list[list[str]], inside: list[str]) -> tuple[str, ...]:
-    """The CIDRs that a server's ``flag`` names; else the default, if all CIDRs ``inside`` lie in it; else
-    none.
+    """The CIDRs that a server's ``flag`` names, several with commas or, from a list in config.yaml, each with
+    a flag of its own; else the default, if all CIDRs ``inside`` lie in it; else none.
     """
     servers = [each for each in arguments if each[:1] == ["server"]]
-    values = [value for each in servers if (value := _flag(each, flag))]
+    values = [value for each in servers if (value := ",".join(filter(None, _flags(each, flag))))]
     if values:
         return _distinct(_cidr, [part.strip() for part in values[0].split(",")])
     default = ipaddress.ip_network(_DEFAULT_CIDRS[flag])

@@ -389,6 +389,16 @@ def test_addresses_of_all_kinds_and_families() -> None:
             ("10.42.0.0/16", "2001:cafe:42::/56"),
             ("10.96.0.0/12",),
         ),
+        (  # what a list in config.yaml becomes
+            ["server", *("--cluster-cidr", "10.50.0.0/16", "--cluster-cidr", "2001:cafe:42::/56")],
+            ("10.50.0.0/16", "2001:cafe:42::/56"),
+            ("10.43.0.0/16",),
+        ),
+        (
+            ["server", "--service-cidr=10.96.0.0/12", "--service-cidr=2001:cafe:43::/112"],
+            ("10.42.0.0/16",),
+            ("10.96.0.0/12", "2001:cafe:43::/112"),
+        ),
         (["agent"], (), ()),
     ],
 )
