@@ -372,6 +372,9 @@ NO_SOCKET_PORTS = {
 }
 #: port → role that serves it: the tables' "server" is both (docs.rke2.io install/server_roles)
 _SERVED_BY = {6443: "control-plane", 9345: "control-plane", 2379: "etcd", 2380: "etcd"}
+#: those of them that any server may have open: the supervisor runs beside etcd alone too, and others join
+#: through it (docs.rke2.io install/server_roles, k3s-io/k3s#2772)
+_ANY_SERVER = (9345,)
 
 #: what is wrong → severity
 _SEVERITIES = {
@@ -471,6 +474,12 @@ def _serves(rule: Rule, node: Node) -> bool:
     return bool(mask) and (narrow is None or node.role == "agent" or bool(mask & ROLE_BITS[narrow]))
 
 
+def _may_serve(rule: Rule, node: Node) -> bool:
+    """Whether its socket is no surprise, expected or not."""
+    any_server = rule.protocol == "tcp" and rule.first_port in _ANY_SERVER
+    return _serves(rule, node) or (any_server and bool(ROLE_BITS[node.role] & role_mask(rule.servers)))
+
+
 def _of_sockets(node: Node, of: Listening, spec: Spec) -> Iterator[Remark]:
     """One remark for each protocol and port that should not be open as it is."""
     together: dict[tuple[str, int], list[Socket]] = defaultdict(list)
@@ -493,7 +502,7 @@ def _reason(protocol: str, port: int, node: Node, rules: list[Rule]) -> str:
     may_be_client = protocol == "udp" and port >= _EPHEMERAL
     cases = (
         (protocol == "tcp" and port in LOOPBACK_PORTS, "loopback"),
-        (any(_serves(rule, node) for rule in rules), ""),
+        (any(_may_serve(rule, node) for rule in rules), ""),
         (bool(rules), "role"),
         ((protocol, port) in KNOWN_PORTS, "known"),
         (may_be_client, ""),

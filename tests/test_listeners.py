@@ -431,6 +431,19 @@ def test_roles_that_are_split_serve_their_own_part() -> None:
     }
 
 
+def test_a_node_with_etcd_alone_may_run_the_supervisor() -> None:
+    """The first server of a split cluster is one, and the others join through it; none is missed there."""
+    cluster = Cluster("split", (Node("etcd-1", "etcd", (SERVER,)), Node("agent-1", "agent", (AGENT,))))
+    etcd = [Socket("tcp", "*", port, "rke2") for port in (2379, 2380, 9345, 10250)]
+    assert compare(analysis(cluster=cluster), [Listening("etcd-1", tuple(etcd))]).empty
+    api = Socket("tcp", "*", 6443, "kube-apiserver")
+    findings = compare(analysis(cluster=cluster), [Listening("etcd-1", (*etcd, api))])
+    assert brief(findings) == {("medium", "etcd-1", "tcp", 6443)}
+    assert brief(found("agent-1", *HEALTHY_AGENT, Socket("tcp", "*", 9345, "rke2"))) == {
+        ("medium", "agent-1", "tcp", 9345)
+    }
+
+
 def test_the_flows_to_the_socket_are_counted() -> None:
     asked = (fr.flow(AGENT_2, AGENT, 22), fr.flow("192.0.2.1", AGENT, 22), fr.flow(AGENT_2, SERVER, 22))
     findings = found("agent-1", *HEALTHY_AGENT, Socket("tcp", "*", 22, "sshd"), flows=asked)
