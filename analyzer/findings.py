@@ -100,7 +100,10 @@ _NODE_PORTS = range(30000, 32768)
 
 #: (what it is, whether it got through) → severity of a violation; the first test that holds names what it is
 _VIOLATION_TESTS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
-    ("etcd by an agent", lambda f: f["port"] in _ETCD_PORTS and f["client_role"] == "agent"),
+    (
+        "etcd by an agent",
+        lambda f: f["port"] in _ETCD_PORTS and f["client_role"] == "agent" and f["protocol"] == "tcp",
+    ),
     (
         "server to server join",
         lambda f: f["port"] in _JOIN_PORTS and _both_servers(f) and f["protocol"] == "tcp",

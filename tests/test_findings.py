@@ -86,6 +86,8 @@ VIOLATIONS: dict[str, tuple[Flow, str]] = {
     "an agent reaches etcd's metrics": (flow(AGENT, SERVER, 2381), "critical"),
     "an agent tries etcd": (failed(AGENT, SERVER, 2379), "high"),
     "an agent tries etcd, one way": (flow(AGENT, SERVER, 2379, outcome="one-way"), "critical"),
+    "an agent's UDP to etcd's port": (flow(AGENT, SERVER, 2379, "udp"), "medium"),
+    "an agent's UDP to etcd's port, unanswered": (failed(AGENT, SERVER, 2379, "udp"), "low"),
     "a server reaches an agent's etcd port": (flow(SERVER, AGENT, 2379), "high"),
     "a server joins through another": (flow(SERVER, SERVER_2, 9345), "low"),
     "a server tries to join through another": (failed(SERVER, SERVER_2, 9345), "low"),
