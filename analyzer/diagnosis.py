@@ -145,8 +145,9 @@ class _Scene:
         """Flows inside VXLAN or Geneve whose ends are both of the cluster; one row for each flow."""
         rows = self.flows[(self.flows["vni"] > 0) & (self.flows["outer_client"] != "")]
         ends = {"from": rows["outer_client"], "to": rows["outer_server"]}
-        named = rows.assign(**{name: self._members(column) for name, column in ends.items()})
-        return named[(named["from"] != "") & (named["to"] != "")].assign(port=named["server_port"])
+        members = {name: self._members(column) for name, column in ends.items()}
+        named = rows.assign(**members, port=rows["server_port"])
+        return named[(named["from"] != "") & (named["to"] != "")]
 
     def _members(self, addresses: pd.Series[Any]) -> npt.NDArray[np.object_]:
         """The member that each address is of, empty where none."""

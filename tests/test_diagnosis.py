@@ -686,6 +686,16 @@ def test_any_traffic_ends_in_a_table(frames: list[Frame], more: list[Frame]) -> 
     assert {name for found in told["findings"] for name in found} <= set(of.findings["id"])
 
 
+@pytest.mark.parametrize("known", [(), (AGENT,)])
+def test_tunnels_between_addresses_that_are_no_nodes_end_in_an_empty_table(known: tuple[str, ...]) -> None:
+    """As with another cluster's file, or one without the addresses at which tunnels end."""
+    cluster = Cluster("another", (Node("node-1", "agent", (*known, "172.16.0.1")),))
+    frames = tunnel(quick(*talk((POD, 50008), WEB)))
+    of = Analysis.of(fr.read(fr.pcap(frames), "agent-1.pcap"), cluster, load_spec())
+    assert (of.flows["vni"] > 0).any()
+    assert diagnose(of).empty
+
+
 def test_nothing_is_diagnosed_of_nothing() -> None:
     told = diagnose(Analysis.of(fr.read(fr.pcap([])), CLUSTER, load_spec()))
     assert told.empty
