@@ -8,7 +8,7 @@ refused ports of one client are one finding.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
@@ -629,11 +629,13 @@ def _blocked(
     def node_of(observer: str) -> str:
         return capturing_node(observer, cluster.members)
 
-    captured = {node_of(ledger.source) for ledger in coverage}
+    captured: defaultdict[str, list[Coverage]] = defaultdict(list)
+    for ledger in coverage:
+        captured[node_of(ledger.source)].append(ledger)
     for (client, server, protocol, port), of in flows.groups(proven, *_PAIR_AND_PORT):
         severity = _BLOCKED_SEVERITY.get(port, "medium")
         drops = _drops(flows.column("drops", of), flows.weights(of), node_of)
-        watched = {client, server} <= captured
+        watched = client in captured and _was_watching(captured.get(server, ()), flows, of)
         seen_by = _seen_by(flows.column("witnesses", of), node_of) if watched else set()
         seen_by |= {node for node, _, _ in drops}
         where = [*_drop_advice(drops), *_where_lost(client, server, watched and client in seen_by, seen_by)]
@@ -646,6 +648,12 @@ def _blocked(
             where = [_LOOPBACK_ADVICE]
         words = {"where": " ".join(where), "dropped": _drop_words(drops)}
         yield _Draft("blocked", severity, of, client, server, protocol, port, words)
+
+
+def _was_watching(ledgers: Sequence[Coverage], flows: FlowColumns, of: Rows) -> bool:
+    """Whether one of a node's captures was running then: one of another time says nothing of these flows."""
+    first, last = flows.time("start", of).min(), flows.time("end", of).max()
+    return any(ledger.start <= last and ledger.end >= first for ledger in ledgers)
 
 
 def _drops(

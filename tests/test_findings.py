@@ -73,9 +73,8 @@ def only(findings: pd.DataFrame) -> pd.Series:
 
 
 def ledger(**changes: Any) -> Coverage:
-    return Coverage(
-        "capture.pcap", **({"frames": 100, "flow": 100, "start": EPOCH, "end": EPOCH + 600 * NS} | changes)
-    )
+    whole = {"frames": 100, "flow": 100, "start": EPOCH, "end": EPOCH + 600 * NS}
+    return Coverage(**({"source": "capture.pcap"} | whole | changes))
 
 
 # ---- violation ----
@@ -259,6 +258,32 @@ def test_blocked_says_where_it_was_lost(name: str) -> None:
     advice = only(found(row, coverage=tuple(replace(ledger(), source=f) for f in files)))["advice"]
     assert ("It left" in advice) == bool(words)
     assert words in advice
+
+
+#: (start, end) of the server's capture in seconds after the first of three SYNs within 3 s → whether it was
+#: running
+RUNNING = {
+    "an hour later": (3600, 4200, False),
+    "ended before": (-600, -1, False),
+    "begins while the client still asks": (2, 600, True),
+    "ends while the client still asks": (-600, 1, True),
+}
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_capture_of_another_time_does_not_say_where_it_was_lost(name: str) -> None:
+    begin, end, running = RUNNING[name]
+    row = failed(AGENT, SERVER, source="agent-1.pcap", witnesses="agent-1.pcap")
+    window = {"start": EPOCH + begin * NS, "end": EPOCH + end * NS}
+    files = (ledger(source="agent-1.pcap"), ledger(source="server-1.pcap", **window))
+    assert ("never came to server-1" in only(found(row, coverage=files))["advice"]) == running
+
+
+def test_an_empty_capture_does_not_say_where_it_was_lost() -> None:
+    row = failed(AGENT, SERVER, source="agent-1.pcap", witnesses="agent-1.pcap")
+    files = (ledger(source="agent-1.pcap"), Coverage("server-1.pcap"))
+    table = found(row, coverage=files)
+    assert "never came" not in table[table["kind"] == "blocked"].iloc[0]["advice"]
 
 
 def test_lost_between_two_nodes_names_both() -> None:
