@@ -779,14 +779,17 @@ def _is_tunnel(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
 
 
 def _meant_for_outside(flows: FlowColumns, served: Rows, spec: Spec) -> npt.NDArray[np.bool_]:
-    """`served`: of ports that a rule names."""
+    """`served`: of ports that a rule names. What nodes only ask outside, as 443 of a registry, is no port of
+    theirs: such a rule says nothing of who may ask them.
+    """
     tables = spec.compile()
     places = {name: number for number, name in enumerate(PROTOCOLS)}
     protocol = flows.looked_up("protocol", lambda name: places.get(name, 0), served).astype(np.intp)
     mask = flows.looked_up("server_role", lambda name: ROLE_BITS.get(name, 0), served).astype(np.intp)
     number = tables.port_class[protocol, flows.column("port", served).codes]
+    by_nodes = (tables.allowed[:, :, 1 : ROLE_BITS["external"]] >= 0).any(axis=(1, 2)).astype(bool)
     meant: npt.NDArray[np.bool_] = tables.allowed[number, ROLE_BITS["external"], mask] >= 0
-    return meant
+    return np.where(by_nodes[number], meant, True)
 
 
 def _foreign_tunnels(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:

@@ -468,6 +468,11 @@ def _covers(rule: Rule, one: Socket) -> bool:
     return rule.protocol == one.protocol and rule.first_port <= one.port <= rule.last_port
 
 
+def _is_for_nodes(rule: Rule) -> bool:
+    """Whether any node serves it; what nodes only ask outside is no port of theirs."""
+    return bool(set(rule.servers) - {"external"})
+
+
 def _serves(rule: Rule, node: Node) -> bool:
     mask = ROLE_BITS[node.role] & role_mask(rule.servers)
     narrow = _SERVED_BY.get(rule.first_port) if rule.protocol == "tcp" else None
@@ -487,7 +492,7 @@ def _of_sockets(node: Node, of: Listening, spec: Spec) -> Iterator[Remark]:
         if _is_open(one, node):
             together[one.protocol, one.port].append(one)
     for (protocol, port), ones in sorted(together.items()):
-        rules = [rule for rule in spec.rules if _covers(rule, ones[0])]
+        rules = [rule for rule in spec.rules if _covers(rule, ones[0]) and _is_for_nodes(rule)]
         reason = _reason(protocol, port, node, rules)
         if reason:
             what, advice = _words(reason, node, protocol, port, ones, spec)

@@ -492,6 +492,17 @@ def test_a_port_that_the_specification_opens_to_the_outside_is_no_exposure() -> 
     assert len(found(flow(OUTSIDE, SERVER, 6443), flow(OUTSIDE, AGENT, 6443), spec=spec)) == 1
 
 
+def test_a_rule_for_what_nodes_ask_outside_exposes_no_port_of_theirs() -> None:
+    """As 443 of a registry, beside the nodes' own 443 of the ingress: without the rule it is no finding."""
+    nodes, outside = frozenset({"server", "agent"}), frozenset({"external"})
+    registry = Rule("registry", "tcp", 443, 443, nodes, outside)
+    spec = replace(SPEC, rules=(*SPEC.rules, registry))
+    assert found(flow(AGENT, OUTSIDE, 443), flow(OUTSIDE, AGENT, 443), spec=spec).empty
+    for servers in (nodes, outside | nodes, frozenset({"server"})):
+        spec = replace(SPEC, rules=(*SPEC.rules, registry, Rule("mirror", "tcp", 443, 443, nodes, servers)))
+        assert only(found(flow(OUTSIDE, AGENT, 443), spec=spec))["severity"] == "high"
+
+
 @pytest.mark.parametrize(("clients", "findings"), [(MANY_CLIENTS, MANY_CLIENTS), (MANY_CLIENTS + 1, 1)])
 def test_many_outside_clients_are_one_exposure(clients: int, findings: int) -> None:
     table = found(*(flow(f"203.0.113.{n}", SERVER, 30080) for n in range(clients)))

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from analyzer.listeners import (
     remark,
 )
 from analyzer.rows import Coverage
-from analyzer.spec import load_spec
+from analyzer.spec import Rule, load_spec
 from analyzer.verdict import judge
 
 if TYPE_CHECKING:
@@ -429,6 +430,16 @@ def test_roles_that_are_split_serve_their_own_part() -> None:
         2379,
         2380,
     }
+
+
+def test_a_rule_for_what_nodes_ask_outside_is_about_no_socket_of_theirs() -> None:
+    """As with 443 of a registry: a node's own 443 is in no rule, not one that its role should not serve."""
+    nodes, outside = frozenset({"server", "agent"}), frozenset({"external"})
+    spec = replace(SPEC, rules=(*SPEC.rules, Rule("registry", "tcp", 443, 443, nodes, outside)))
+    sockets = [Listening("agent-1", (*HEALTHY_AGENT, Socket("tcp", "*", 443, "traefik")))]
+    findings = compare(replace(analysis(), spec=spec), sockets)
+    assert brief(findings) == {("low", "agent-1", "tcp", 443)}
+    assert findings["rule"].tolist() == [""]
 
 
 def test_a_node_with_etcd_alone_may_run_the_supervisor() -> None:
