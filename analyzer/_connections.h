@@ -19,6 +19,8 @@
 #define ICMPV6 58
 #define SCTP   132
 
+#define EPHEMERAL 32768 /* the first port that Linux gives to clients (net.ipv4.ip_local_port_range) */
+
 #define TCP_RST              0x04
 #define TCP_ACK              0x10
 #define FRAGMENTATION_NEEDED (1u << 4) /* RFC 792 code 4 is path MTU discovery: the flow goes on */
@@ -806,9 +808,19 @@ static int by_listener(const struct pairing *p, const struct index *listening, c
     return is_listening(p, listening, &ends[1]) - is_listening(p, listening, &ends[0]);
 }
 
-static int by_spec(const struct pairing *p, const struct endpoint ends[2])
+/*
+ * The end whose port the specification names is the server. But for UDP, which has no opening, where chance may have
+ * given it this port, as one of WireGuard's for a question to DNS: it is ephemeral, the other's is not, and it was
+ * heard first.
+ */
+static int by_spec(const struct pairing *p, const struct judged *j, const struct endpoint ends[2])
 {
-    return is_named(p, &ends[1]) - is_named(p, &ends[0]);
+    int says = is_named(p, &ends[1]) - is_named(p, &ends[0]), server = says > 0;
+
+    if (says && ends[0].protocol == UDP && ends[server].port >= EPHEMERAL && ends[!server].port < EPHEMERAL &&
+        start_of(p, j, server) < start_of(p, j, !server))
+        return 0;
+    return says;
 }
 
 /* The lower port answers; with equal ports, who was heard first asked. Never 0: the last resort decides. */
@@ -838,7 +850,7 @@ static bool low_asks(const struct pairing *p, const struct index *listening, con
         *by = BY_PORT;
     else if ((says = by_listener(p, listening, ends)))
         *by = BY_LISTENER;
-    else if ((says = by_spec(p, ends)))
+    else if ((says = by_spec(p, j, ends)))
         *by = BY_SPEC;
     else if ((says = by_port(p, j, ends)))
         *by = BY_PORT;

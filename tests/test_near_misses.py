@@ -249,6 +249,19 @@ ROWS: dict[str, Row] = {
         ],
         allowed("server-1", "agent-1", 51820, "udp"),
     ),
+    "a question to DNS from a port that is WireGuard's": Row(
+        "an ephemeral port of 28,232, which a busy resolver has every quarter of an hour",
+        [
+            datagram((AGENT, 51820), (OUTSIDE, 53), bytes(40)),
+            datagram((OUTSIDE, 53), (AGENT, 51820), bytes(90)),
+        ],
+        quiet("agent-1", OUTSIDE, 53, "udp"),
+    ),
+    "the same, unanswered": Row(
+        "nobody outside sent anything",
+        [datagram((AGENT, 51821), (OUTSIDE, 53), bytes(40))] * 3,
+        {("agent-1", OUTSIDE, "udp", 53, "not-judged", "unanswered")},
+    ),
     "VXLAN from a port that changes": Row(
         "the source port is a hash of the inner frame: no carrier is answered on its own 5-tuple",
         [
@@ -382,6 +395,27 @@ WRONG: dict[str, tuple[list[bytes], set[Found]]] = {
     "WireGuard from outside": (
         [datagram((OUTSIDE, 51820), (AGENT, 51820), bytes(148))],
         {("foreign-tunnel", "high", 51820)},
+    ),
+    "WireGuard from outside, from a port that it got behind NAT": (
+        [
+            datagram((OUTSIDE, 1053), (AGENT, 51820), bytes(148)),
+            datagram((AGENT, 51820), (OUTSIDE, 1053), bytes(92)),
+        ],
+        {("foreign-tunnel", "high", 51820)},
+    ),
+    "WireGuard from outside, answered from an ephemeral port": (
+        [
+            datagram((AGENT, 51820), (OUTSIDE, 40000), bytes(92)),
+            datagram((OUTSIDE, 40000), (AGENT, 51820), bytes(148)),
+        ],
+        {("foreign-tunnel", "high", 51820)},
+    ),
+    "a question to a node's DNS from a port that is WireGuard's": (
+        [
+            datagram((AGENT, 51820), (AGENT_2, 53), bytes(40)),
+            datagram((AGENT_2, 53), (AGENT, 51820), bytes(90)),
+        ],
+        {("violation", "medium", 53)},
     ),
 }
 

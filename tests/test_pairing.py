@@ -38,7 +38,7 @@ ADDRESSES = [
     )
 ]
 PORTS = (0, 3, 8, 80, 443, 6443, 8472, 32768)
-NAMED = frozenset({(6, 443), (6, 6443), (17, 8472)})
+NAMED = frozenset({(6, 443), (6, 6443), (17, 8472), (6, 32768), (17, 32768)})
 OBSERVERS = (
     Observer("a"),
     Observer("b", "eth0"),
