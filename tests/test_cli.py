@@ -16,6 +16,10 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 from conftest import PROJECT, RECORDED, require_program
+from frames import flow
+from runs import AGENT, AGENT_2, analysis
+
+from analyzer.report import document
 
 COMMAND = Path(sys.executable).parent / "rke2-flows"
 OFFENCES = RECORDED / "offences"
@@ -321,6 +325,17 @@ def test_diff_fails_on_what_is_new_and_on_nothing_else(tmp_path: Path) -> None:
     assert ok("diff", "new.json", "new.json", cwd=tmp_path) == "Nothing changed.\n"
     judged = run("diff", BASELINE, OFFENCES, *CLUSTER)
     assert (judged.returncode, judged.stdout) == (1, worse.stdout)
+
+
+def test_diff_says_many_of_ports_and_not_of_a_protocol_without(tmp_path: Path) -> None:
+    """ESP has no port, and is no sum of many."""
+    scan = [flow(AGENT, AGENT_2, port) for port in range(1000, 1021)]
+    esp = flow(AGENT, AGENT_2, 0, "50", client_port=0)
+    for name, flows in (("old", [flow(AGENT, AGENT_2)]), ("new", [flow(AGENT, AGENT_2), *scan, esp])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document(analysis(*flows))))
+    told = ok("diff", "old.json", "new.json", "--fail-on", "never", cwd=tmp_path)
+    ports = dict(re.findall(r"^new +agent-1 +agent-2 +(tcp|50) +(\S+) ", told, re.MULTILINE))
+    assert ports == {"tcp": "(many)", "50": "0"}
 
 
 def test_without_a_cluster_file_the_cluster_is_inferred_and_said_so(tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ def _judged(rows: list[OneWay], nodes: Cluster | None, rules: Spec, aside: bool)
 
 def _told_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     """How many times as much the grown are, and a word for the port of those with many."""
-    from analyzer.pairs import ICMP
+    from analyzer.spec import PORTED, PROTOCOLS
 
     factors = pairs[["packets_factor", "bytes_factor"]].max(axis=1).map("{:.1f}".format)
-    many = (pairs["port"] == 0) & ~pairs["protocol"].isin(ICMP)
+    many = (pairs["port"] == 0) & pairs["protocol"].isin(PROTOCOLS[:PORTED])  # ESP and the like have none
     return pairs.assign(
         times=factors.where(pairs["change"] == "grown", ""),
         port=pairs["port"].astype(object).where(~many, "(many)"),
