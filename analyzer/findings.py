@@ -424,6 +424,16 @@ class FlowColumns:
             return np.ones(len(rows), np.int64)
         return self.number("flows", rows).astype(np.int64)
 
+    def attempts(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """1 for the first row of each 5-tuple, 0 for those in which it goes on, an interval each; or how many
+        such first rows each stands for.
+        """
+        if "attempts" in self.judged:
+            return self.number("attempts", rows).astype(np.int64)
+        first = np.zeros(len(rows), np.int64)
+        first[np.unique(self.numbers(rows, *_FIVE_TUPLE), return_index=True)[1]] = 1
+        return first
+
     def column(self, name: str, rows: Rows) -> _Coded:
         """A column of texts, or ports."""
         return _DERIVED[name](self, rows) if name in _DERIVED else self._text(name, rows)
@@ -505,6 +515,7 @@ class FlowColumns:
 
 
 _PORTS = np.arange(65536)
+_FIVE_TUPLE = ("client", "client_port", "server", "server_port", "protocol")
 _DERIVED: dict[str, Callable[[FlowColumns, Rows], _Coded]] = {
     "from": lambda flows, rows: flows._end("client", rows),
     "to": lambda flows, rows: flows._end("server", rows),
@@ -559,9 +570,10 @@ def _within(flows: FlowColumns, rows: Rows, failed: npt.NDArray[np.bool_]) -> np
     if not failed.any():
         return failed
     client, pair = flows.numbers(rows, "from"), flows.numbers(rows, "from", "to")
-    tried = np.isin(pair, pair[failed])
-    weights, clients = flows.weights(rows), client.max() + 1
-    often, in_all = (np.bincount(client[those], weights[those], clients) for those in (failed, tried))
+    tried = np.flatnonzero(np.isin(pair, pair[failed]))
+    attempts, clients = np.zeros(len(rows), np.int64), client.max() + 1
+    attempts[tried] = flows.attempts(rows[tried])
+    often, in_all = (np.bincount(client[those], attempts[those], clients) for those in (failed, tried))
     stray, start = failed & ~flows.among("verdict", ("allowed",), rows), flows.time("start", rows)
     timed = stray & (start != _NEVER)
     first, last = (np.full(len(often), bound, np.int64) for bound in (_LAST, _NEVER))

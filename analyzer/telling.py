@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 #: what findings tell flows apart by
 _ALIKE = ("from", "to", "protocol", "port", "scope", "client_role", "server_role", "rule", "verdict",
           "outcome", "source", "witnesses", "drops", "process", "pid", "pod")  # fmt: skip
-_SUMS = ("flows", "packets_out", "packets_in", "bytes_out", "bytes_in")
+_SUMS = ("flows", "attempts", "packets_out", "packets_in", "bytes_out", "bytes_in")
 #: columns that say nothing to findings, nor in which order flows come
 _UNTOLD = ("outer_client", "outer_server", "tcp_flags_out", "tcp_flags_in", "direction_by")
 
@@ -48,15 +48,19 @@ _UNTOLD = ("outer_client", "outer_server", "tcp_flags_out", "tcp_flags_in", "dir
 def telling(judged: pd.DataFrame, spec: Spec, coverage: Sequence[Coverage] = ()) -> pd.DataFrame:
     """What findings hang on, of judged flows with categorical text columns; `coverage` is of the whole.
 
-    Columns are those of `judged` but five, and `flows` (int64): how many each row stands for; `apart` (bool):
-    its own time matters. Rows are in the order of a flow table.
+    Columns are those of `judged` but five, and `flows` (int64): how many each row stands for; `attempts`
+    (int64): how many of those are the first of their 5-tuple, of pairs that also failed; `apart` (bool): its
+    own time matters. Rows are in the order of a flow table.
     """
     flows = FlowColumns(judged)
     rows = relevant(flows)
     inside = flows.among("scope", ("inter-node",), rows)
-    kept = rows[inside | exposed(flows, rows, spec) | tunnelled(flows, rows) | _beside_failures(flows, rows)]
+    beside = _beside_failures(flows, rows)
+    here = inside | exposed(flows, rows, spec) | tunnelled(flows, rows) | beside
+    kept, attempts = rows[here], np.zeros(len(rows), np.int64)
+    attempts[beside] = flows.attempts(rows[beside])
     table = judged.drop(columns=[name for name in _UNTOLD if name in judged]).take(kept)
-    return _folded(table.assign(flows=1, apart=_apart(flows, kept, coverage)))
+    return _folded(table.assign(flows=1, attempts=attempts[here], apart=_apart(flows, kept, coverage)))
 
 
 def joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

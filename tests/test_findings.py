@@ -626,6 +626,15 @@ def test_a_client_that_mostly_succeeds_is_no_scanner() -> None:
     assert "scan" not in set(found(*rows)["kind"])
 
 
+def test_a_connection_that_goes_on_over_intervals_is_one_attempt() -> None:
+    """A table has a row for each interval of it; whether a client scans does not depend on their length."""
+    watch = [flow(AGENT, SERVER, 9100, start=EPOCH + n * 10 * NS) for n in range(100)]
+    assert "scan" in set(found(*ports(AGENT, SERVER, 30), *watch)["kind"])
+    answered = [flow(AGENT, SERVER, 4000 + n) for n in range(40)]
+    repeated = [row for n in range(3) for row in ports(AGENT, SERVER, 30, start=EPOCH + n * NS)]
+    assert "scan" not in set(found(*repeated, *answered)["kind"])
+
+
 # ---- blind spots ----
 
 BLIND = {

@@ -156,6 +156,15 @@ def test_who_mostly_succeeds_is_no_scanner() -> None:
     assert sorted(findings["kind"]) == ["exposure", "scan"]
 
 
+def test_intervals_of_one_connection_are_one_attempt() -> None:
+    scanner, server = ADDRESSES[2], ADDRESSES[0]
+    tries = [fr.failed(scanner, server, n, first_frame=n) for n in range(1, 31)]
+    watch = [fr.flow(scanner, server, 9100, start=EPOCH + n * NS, first_frame=n) for n in range(200)]
+    findings, rows = assert_told_alike([*tries, *watch])
+    assert sorted(findings["kind"]) == ["scan", "violation"]
+    assert rows < len(tries) + 10
+
+
 @pytest.mark.parametrize(
     ("column", "usual", "once", "words"),
     [
