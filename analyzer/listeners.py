@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from analyzer._pairing import REPLIES
 from analyzer._yaml import place_of, quote
 from analyzer.capture import who
+from analyzer.columns import PROTOCOL_NUMBERS
 from analyzer.errors import CaptureError, ClusterError
 from analyzer.findings import Remark, capturing_node, deaf_sources, one_way_excess, remarked
 from analyzer.spec import ROLE_BITS, Rule, Spec, role_mask
@@ -652,9 +654,16 @@ def _pairs(rule: Rule, cluster: Cluster) -> list[tuple[str, str]]:
 
 
 def _flows_of(rule: Rule, judged: pd.DataFrame) -> int:
-    """How many flows between nodes the rule's port has, with whatever roles."""
-    used = (judged["rule"].astype(str) == rule.id) & (judged["scope"].astype(str) == "inter-node")
-    return int(used.sum())
+    """How many flows between nodes the rule's port has, with whatever roles. An ICMP reply's type is used by
+    the flows of its request that were answered.
+    """
+    used = judged["rule"].astype(str) == rule.id
+    replies = REPLIES.get(PROTOCOL_NUMBERS[rule.protocol], {})
+    asked = [ask for ask, reply in replies.items() if rule.first_port <= reply <= rule.last_port]
+    if asked:
+        requests = (judged["protocol"].astype(str) == rule.protocol) & judged["client_port"].isin(asked)
+        used |= requests & (judged["packets_in"] > 0)
+    return int((used & (judged["scope"].astype(str) == "inter-node")).sum())
 
 
 def _captured(judged: pd.DataFrame, cluster: Cluster, coverage: Sequence[Coverage]) -> set[str]:

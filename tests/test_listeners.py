@@ -507,6 +507,21 @@ def test_rules_that_no_flow_used() -> None:
     assert silent(fr.flow(AGENT, SERVER, 6443), coverage=whole(*EVERY)) == must - {"kubernetes-api"}
 
 
+def test_an_answered_ping_uses_the_rules_of_both_its_types() -> None:
+    """Cilium's table has echo and its reply; they are one flow, of the request's type."""
+    spec, rules = load_spec("rke2-cilium"), ("cilium-health-checks-icmp-8", "cilium-health-checks-icmp-0")
+    ping = fr.flow(AGENT, SERVER, 0, "icmp", client_port=8)
+    lost = fr.failed(AGENT, SERVER, 0, "icmp", client_port=8)
+    for row, flows in ((ping, [1, 1]), (lost, [1, 0])):
+        of = replace(
+            analysis(), flows=judge(fr.table([row]), CLUSTER, spec), spec=spec, coverage=whole(*EVERY)
+        )
+        table = crossing(of, ()).set_index("rule")
+        assert table.loc[list(rules), "flows"].tolist() == flows
+        unused = {told.rule for told in remark(of.flows, CLUSTER, spec, of.coverage, ())}
+        assert unused & set(rules) == {rule for rule, count in zip(rules, flows, strict=True) if not count}
+
+
 def test_never_is_said_only_where_the_captures_would_show_it() -> None:
     assert silent(coverage=()) == set()
     assert silent(coverage=whole(*EVERY, lost=1)) == set()
