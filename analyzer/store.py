@@ -8,6 +8,7 @@ writes for each interval. A file is written beside its place and renamed, so tha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -63,6 +65,8 @@ _PLACE = re.compile(
 _OF_A_CHOICE = ("not_chosen", "parts_not_read")  # fields of a ledger
 GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
+#: what file systems say that have no second name for a file: FAT, some of networks
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -679,6 +683,46 @@ def write_rows(one_way: OneWay, path: str | Path, more: Mapping[str, object] | N
 
     Raises CaptureError where the place cannot be written.
     """
+    with replacing(path) as beside:
+        _write_part(one_way, beside, more or {})
+
+
+def add_rows(one_way: OneWay, path: Path) -> Path:
+    """The same, and no file loses its place to it: where one has the name, whoever wrote it and at whatever
+    moment, a number follows. The path that it has.
+
+    Raises CaptureError where the place cannot be written.
+    """
+    with _writing(path):
+        beside = _beside(path)
+    try:
+        with _writing(path):
+            _write_part(one_way, beside, {})
+            beside.chmod(0o666 & ~_umask())
+            return _added(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _added(new: Path, path: Path) -> Path:
+    """A link, unlike a name given by renaming, is never in the place of another file."""
+    for number in count():
+        free = path.with_stem(f"{path.stem}-{number}") if number else path
+        try:
+            os.link(new, free)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if free.exists():
+                continue
+            new.replace(free)
+        return free
+    raise AssertionError
+
+
+def _write_part(one_way: OneWay, path: Path, more: Mapping[str, object]) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415  see _opened
 
     from analyzer import _parts  # noqa: PLC0415  it imports Arrow too
@@ -689,20 +733,19 @@ def write_rows(one_way: OneWay, path: str | Path, more: Mapping[str, object] | N
         "interval": one_way.interval,
         "observers": one_way.observers,
         "coverage": [_noted(ledger) for ledger in one_way.coverage],
-        **(more or {}),
+        **more,
     }
     table = _parts.to_arrow(one_way)
-    with replacing(path) as beside:
-        pq.write_table(
-            table.replace_schema_metadata({METADATA_KEY: json.dumps(notes).encode()}),
-            beside,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=_parts.DICTIONARY,
-            row_group_size=GROUP_ROWS,
-            write_statistics=["record", *BOUNDED],
-            write_page_checksum=True,
-        )
+    pq.write_table(
+        table.replace_schema_metadata({METADATA_KEY: json.dumps(notes).encode()}),
+        path,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=_parts.DICTIONARY,
+        row_group_size=GROUP_ROWS,
+        write_statistics=["record", *BOUNDED],
+        write_page_checksum=True,
+    )
 
 
 @contextmanager

@@ -758,6 +758,20 @@ def test_an_interface_vanishes(wire: Wire, tmp_path: Path, words: tuple[str, ...
     assert session(child.pid) == []
 
 
+def test_two_of_a_node_in_one_folder_lose_no_part(wire: Wire, tmp_path: Path) -> None:
+    """Their intervals end at the same moments, by which parts are named."""
+    folder = tmp_path / "parts"
+    both = [live.start(wire, folder, "--interval", "100ms", "--duration", "4s") for _ in range(2)]
+    assert [one.child.process.wait(live.END_SECONDS) for one in both] == [FINE, FINE]
+    told = [re.findall(r"^(server-1-\S+\.parquet): ", one.said(), re.MULTILINE) for one in both]
+    assert live.Collector(both[0].child, folder).parts() == sorted(
+        folder / name for names in told for name in names
+    )
+    assert re.findall(r"^wrote (\d+) parts", "\n".join(one.said() for one in both), re.MULTILINE) == [
+        str(len(names)) for names in told
+    ]
+
+
 def many_flows(wire: Wire, number: int) -> None:
     """Datagrams that cannot be compressed away: addresses and ports at random."""
     with kernel.inside(wire.near):

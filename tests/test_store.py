@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import errno
 import io
 import json
 import lzma
@@ -14,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,7 @@ from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge
 from analyzer.spec import load_spec
 from analyzer.store import (
     METADATA_KEY,
+    add_rows,
     expand,
     read_flow_file,
     read_flows,
@@ -661,6 +664,37 @@ def test_a_part_that_cannot_be_written(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["x.parquet"]
     with pytest.raises(CaptureError, match="cannot be written: No such file"):
         write_rows(part, tmp_path / "missing" / "x.parquet")
+
+
+def no_links(*_: object) -> None:
+    """As on FAT."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_part_takes_no_other_part_s_place(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two captures of a node end their intervals at the same moment and name their parts by it."""
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    write_rows(a_part(), tmp_path / "x.013Z.parquet")
+    before = (tmp_path / "x.013Z.parquet").read_bytes()
+    part = fr.read(fr.pcap(TALK), interval=NS)
+    names = [add_rows(part, tmp_path / "x.013Z.parquet").name for _ in range(2)]
+    assert names == ["x.013Z-1.parquet", "x.013Z-2.parquet"]
+    assert leftovers(tmp_path) == sorted(["x.013Z.parquet", *names])
+    assert (tmp_path / "x.013Z.parquet").read_bytes() == before
+    for name in names:
+        same_rows(read_rows(tmp_path / name), part)
+
+
+def test_parts_that_are_added_at_once_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda _: add_rows(a_part(), path).name, range(64)))
+    assert sorted(names) == leftovers(tmp_path)
+    assert len(set(names)) == 64
 
 
 def test_a_part_is_no_flow_table_and_a_flow_table_no_part(tmp_path: Path) -> None:

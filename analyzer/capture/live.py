@@ -32,7 +32,7 @@ from analyzer.errors import AnalyzerError, CaptureError, LiveError
 from analyzer.facts import DROP, OWNER, Facts
 from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge, sum_rows
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec
-from analyzer.store import write_rows
+from analyzer.store import add_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -489,9 +489,8 @@ class Collector:
         rows, self._pending = merge(self._pending), []
         ledger = rows.coverage[0]
         moment = datetime.fromtimestamp(ledger.start / NS, UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
-        path = self.order.folder / f"{_file_name(self.node)}-{moment}Z.parquet"
         try:
-            write_rows(rows, path)
+            path = add_rows(rows, self.order.folder / f"{_file_name(self.node)}-{moment}Z.parquet")
         except CaptureError as error:
             raise LiveError(
                 f"the capture ends: {error.what}", where=error.where, next_step=error.next_step
