@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import urllib.parse
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,6 +68,7 @@ GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 #: what file systems say that have no second name for a file: FAT, some of networks
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+_asking = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -788,8 +790,9 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _asking:  # it is the process's: who asks while another does would keep 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

@@ -44,6 +44,7 @@ from analyzer.store import (
     read_flows,
     read_inputs,
     read_rows,
+    replacing,
     write_flows,
     write_rows,
 )
@@ -298,6 +299,24 @@ def test_what_is_written_may_be_read_by_others(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "x.csv").stat().st_mode) == 0o640
+
+
+def test_files_written_at_once_have_the_rights_of_files(tmp_path: Path) -> None:
+    """What the process asks its mask for is the same from every thread."""
+    mask, switches = os.umask(0o022), sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: replace_empty(tmp_path / str(n)), range(8000)))
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+    finally:
+        sys.setswitchinterval(switches)
+        assert os.umask(mask) == 0o022
+
+
+def replace_empty(path: Path) -> None:
+    with replacing(path):
+        pass
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
