@@ -25,7 +25,16 @@ import numpy as np
 
 from analyzer.errors import CaptureError
 from analyzer.rows import Coverage, OneWay, Rows, coarser, fold
-from analyzer.store import COMPACTED, content_id, files_in, read_notes, read_rows, replaced, write_rows
+from analyzer.store import (
+    COMPACTED,
+    content_id,
+    files_in,
+    is_closed,
+    read_notes,
+    read_rows,
+    replaced,
+    write_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -146,7 +155,10 @@ def _stored(path: Path, work: Work) -> Iterator[Stored]:
     except CaptureError as error:
         work.left[path] = error.what
         return
-    if notes is not None:
+    if notes is None:
+        if is_closed(path):
+            work.left[path] = "cannot be opened"
+    else:
         sources = tuple(sorted({ledger.source for ledger in notes.coverage} | notes.sources))
         windows = _joined(notes.windows)
         yield Stored(path, size, notes.records, notes.interval, sources, notes.coverage, windows)

@@ -321,17 +321,44 @@ def files_in(folder: Path, beyond: Beyond | None = None) -> list[Path]:
     beyond = beyond or Beyond()
     for _ in range(_LISTINGS):
         seen = {path for _ in range(2) for path in _listed(folder)}
-        files = [path for path in sorted(seen) if not beyond.has(path) and path.is_file() and kind_of(path)]
+        files = [path for path in sorted(seen) if not beyond.has(path) and path.is_file() and _counts(path)]
         if all(map(os.path.lexists, seen)):
             return files
     raise _restless(str(folder))
 
 
+def _counts(path: Path) -> bool:
+    """Whether a file is an input. One that cannot be opened may be: who reads it will say why it cannot."""
+    return bool(kind_of(path)) or is_closed(path)
+
+
+def is_closed(path: Path) -> bool:
+    """Whether a file is there and cannot be opened, for want of rights or by a fault of the disk."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _listed(folder: Path) -> Iterator[Path]:
-    """What is not hidden, files and folders."""
-    for place, folders, names in os.walk(folder):
+    """What is not hidden, files and folders. Raises CaptureError for a folder that cannot be listed."""
+    for place, folders, names in os.walk(folder, onerror=_unlisted):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(place, name) for name in (*folders, *names) if not name.startswith("."))
+
+
+def _unlisted(error: OSError) -> None:
+    """What vanishes meanwhile is no fault, nor what a file system has at its root, for root alone."""
+    if not isinstance(error, FileNotFoundError) and os.path.basename(error.filename) != "lost+found":
+        raise CaptureError(
+            f"the folder cannot be read: {error.strerror}",
+            where=str(error.filename),
+            next_step="run it as who may read it, or leave it out",
+        ) from error
 
 
 def replaced(files: Sequence[Path]) -> set[Path]:

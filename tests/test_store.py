@@ -14,10 +14,12 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import frames as fr
@@ -33,6 +35,7 @@ from nodes import drop, owner, plain_facts, with_facts
 
 from analyzer.cluster import Cluster, Node
 from analyzer.errors import CaptureError
+from analyzer.flow_store import stored
 from analyzer.flows import COLUMNS, pair, parse_address
 from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge
 from analyzer.spec import load_spec
@@ -52,7 +55,6 @@ from analyzer.verdict import judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 AGENT, SERVER = ("10.10.0.21", 40000), ("10.10.0.11", 6443)
 TALK = fr.timed(fr.talk(AGENT, SERVER))
@@ -508,6 +510,39 @@ def test_a_folder_without_captures(tmp_path: Path) -> None:
     fr.save(tmp_path, "README.md", b"# words")
     with pytest.raises(CaptureError, match="no capture and no flow file in this folder"):
         read_inputs([tmp_path])
+
+
+@pytest.mark.parametrize("closed", ["a.pcap", "part.parquet", "deep"])
+def test_what_may_not_be_read_is_not_passed_over(closed: str) -> None:
+    """It may be a capture, and its packets would be missing without a word. Rights do not bind root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "deep").mkdir()
+        for place in ("a.pcap", "b.pcap", "deep/c.pcap"):
+            fr.save(folder, place, fr.pcap(TALK))
+        write_rows(a_part(), folder / "part.parquet")
+        (folder / "lost+found").mkdir(mode=0o700)
+        with as_nobody():
+            assert len(list(expand([folder]))) == 4
+        (folder / closed).chmod(0)
+        with as_nobody(), pytest.raises(CaptureError, match=f"{closed}: .*: Permission denied"):
+            read_inputs([folder])
+        if closed == "part.parquet":
+            with as_nobody():
+                assert stored(folder)[1].left == {folder / closed: "cannot be opened"}
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_a_missing_input(tmp_path: Path) -> None:
