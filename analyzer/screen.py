@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import threading
 from collections import Counter, deque
@@ -20,7 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from analyzer.console import STYLES, err, out, printable
+from analyzer.console import STYLES, err, printable
 from analyzer.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -91,12 +92,27 @@ def write(stream: IO[str], text: str) -> bool:
     try:
         print(printable(text), file=stream, flush=True)
     except OSError as error:
-        with open(os.devnull, "wb") as nowhere:  # the interpreter flushes again at exit
-            os.dup2(nowhere.fileno(), stream.fileno())
-        if error.errno != errno.EPIPE:
+        left = _nobody_reads(stream, error)
+        _silence(stream)
+        if not left:
             raise
         return False
     return True
+
+
+def _silence(stream: IO[str]) -> None:
+    """What is written from now on goes nowhere; the interpreter flushes again at exit."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _nobody_reads(stream: IO[str], error: OSError) -> bool:
+    """A pipe says so by EPIPE. A terminal that hung up, as when a connection to the node ends, says EIO; so
+    does a file on a broken disk, which is no such thing.
+    """
+    if error.errno == errno.EIO:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    return error.errno == errno.EPIPE
 
 
 def say_all(lines: Iterable[str]) -> None:
@@ -148,6 +164,7 @@ class Screen:
     def __init__(self, live: Live, cluster: Cluster | None, spec: Spec) -> None:
         self._live, self._cluster, self._spec = live, cluster, spec
         self._lock = threading.Lock()
+        self._on_terminal = sys.stderr.isatty()
         self._alerts: deque[Alert] = deque(maxlen=_NEWEST)
         self._notes: deque[str] = deque(maxlen=_NOTES)
         self._pairs: Counter[tuple[str, ...]] = Counter()
@@ -210,6 +227,10 @@ class Screen:
 
     def _draw(self) -> None:
         self._live.update(Group(*self._parts()), refresh=True)
+        if self._collector is not None and self._on_terminal and not sys.stderr.isatty():  # it hung up
+            for stream in (sys.stdout, sys.stderr):
+                _silence(stream)
+            self._collector.stop.set()
 
     def _parts(self) -> Iterator[Any]:
         yield _line(self._head, "bold")
@@ -267,4 +288,4 @@ def shown(cluster: Cluster | None, spec: Spec) -> Iterator[Lines | Screen]:
     console = Console(stderr=True, highlight=False)  # that of err() folds no line
     with Live(console=console, auto_refresh=False, transient=False) as live:
         yield Screen(live, cluster, spec)
-    out().print()
+    write(sys.stdout, "")

@@ -421,6 +421,36 @@ def test_a_reader_who_leaves_ends_it_in_order(wire: Wire, tmp_path: Path, cluste
     assert lines[-1].startswith("judge it with: ")
 
 
+@pytest.mark.parametrize("screen", [True, False], ids=["screen", "lines"])
+def test_a_terminal_that_hangs_up_ends_it_in_order(wire: Wire, tmp_path: Path, screen: bool) -> None:
+    """As when the connection to the node ends."""
+    folder = tmp_path / "parts"
+    master, terminal = os.openpty()
+    with open(terminal, "wb") as end, (tmp_path / "out").open("wb") as file:
+        process = subprocess.Popen(
+            [*wrapper(wire.near), *live.command(folder, "--interval", "500ms", "--node", "n")],
+            stdin=subprocess.DEVNULL,
+            stdout=end if screen else file,
+            stderr=end,
+            env={**os.environ, "TERM": "xterm"},
+        )
+    try:
+        with open(master, "rb", buffering=0) as reader:
+            said = b""
+            while b"capturing on" not in said:
+                said += reader.read(4096)
+            offend(wire, 40001)
+        assert process.wait(live.END_SECONDS) == FINE
+    finally:
+        process.kill()
+        process.wait()
+    assert hooks(wire.near) == []
+    (summary,) = folder.glob("*.summary.json")
+    document = json.loads(summary.read_text(encoding="utf-8"))
+    assert document["parts"] == len(list(folder.glob("*.parquet")))
+    assert read_inputs([folder]).coverage[0].frames == document["coverage"]["frames"] > 0
+
+
 def test_sigterm_while_the_program_is_compiled(wire: Wire, tmp_path: Path) -> None:
     collector = live.start(wire, tmp_path / "parts")
     assert within(60, lambda: "libbcc" in Path(f"/proc/{collector.pid}/maps").read_text())
