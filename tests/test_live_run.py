@@ -30,6 +30,7 @@ from test_who import Tree, cgroupfs
 
 from analyzer import Analysis, load_cluster, load_spec
 from analyzer.capture import _tc, _tcx, who
+from analyzer.capture.live import LONGEST_NAME, _file_name
 from analyzer.rows import Observer
 from analyzer.store import read_inputs
 from lab import kernel
@@ -400,6 +401,21 @@ def test_ctrl_c_ends_in_order(wire: Wire, tmp_path: Path) -> None:
     assert {file.parent for file in tmp_path.rglob("*.*")} == {tmp_path / "parts"}, "a name is no path"
     assert (read_inputs([tmp_path]).rows["packets"] > 0).any()
     assert "unlisted" not in collector.said()
+
+
+def test_a_node_s_name_may_be_as_long_as_kubernetes_allows(wire: Wire, tmp_path: Path) -> None:
+    node = "n" * 253
+    with live.collecting(wire, tmp_path / "parts", node=node) as collector:
+        offend(wire, 40001)
+    (ledger,) = read_inputs([tmp_path]).coverage
+    assert (ledger.source, collector.summary()["node"]) == (node, node)
+    assert collector.summary()["coverage"]["frames"] == ledger.frames > 0
+
+
+def test_names_too_long_for_a_file_stay_apart() -> None:
+    names = {_file_name("n" * 252 + end) for end in "ab"} | {_file_name("n" * LONGEST_NAME)}
+    assert len(names) == 3
+    assert max(map(len, names)) == LONGEST_NAME
 
 
 def test_a_reader_who_leaves_ends_it_in_order(wire: Wire, tmp_path: Path, cluster: str) -> None:

@@ -7,6 +7,7 @@ first is read at rest; so the parts add up to what the interface carried, to the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -46,6 +47,8 @@ TICK_NS = NS // 4
 PRESSURE = 0.5
 #: rows kept back for the interval's part, above which they are written at once
 PENDING_ROWS = 1_000_000
+#: bytes of the 255 that file systems allow; Kubernetes allows a node 253
+LONGEST_NAME = 200
 LISTENERS_EVERY_NS = 60 * NS
 POLL_MS = 100
 #: alerts do not wait behind what keeps the node busy; their thread sleeps but for them
@@ -555,7 +558,12 @@ def _to_epoch() -> int:
 
 
 def _file_name(node: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", node).lstrip(".") or "node"
+    """One too long for a file system, with what stands behind it, is cut and ends in a digest."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", node).lstrip(".") or "node"
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(node.encode(errors="surrogatepass")).hexdigest()[:32]
+    return f"{name[: LONGEST_NAME - 33]}~{digest}"
 
 
 @contextmanager
