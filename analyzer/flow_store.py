@@ -32,7 +32,8 @@ from analyzer.store import (
     is_closed,
     read_notes,
     read_rows,
-    replaced,
+    replaced_among,
+    replaces_in,
     write_rows,
 )
 
@@ -138,12 +139,28 @@ def stored(folder: Path) -> tuple[list[Stored], Work]:
         )
     for _ in range(_LISTINGS):
         files = files_in(folder)
-        gone = replaced(files)
-        work = Work(finished=sorted(gone))
+        work = Work()
+        gone = _replaced(files, work)
         found = [part for path in files if path not in gone for part in _stored(path, work)]
         if all(path.exists() for path in files):
             return found, work
     raise CaptureError("changes faster than it can be read", where=str(folder), next_step="try again")
+
+
+def _replaced(files: Sequence[Path], work: Work) -> set[Path]:
+    """Which wait for their deletion. A compacted part that cannot be read says of none that it does."""
+
+    def replaces(path: Path) -> list[tuple[str, str]]:
+        try:
+            return replaces_in(path, str(path))
+        except CaptureError as error:
+            if path.exists():
+                work.left[path] = error.what
+            return []
+
+    gone = replaced_among(files, lambda path: path.name, replaces, content_id)
+    work.finished = sorted(gone)
+    return gone
 
 
 def _stored(path: Path, work: Work) -> Iterator[Stored]:
@@ -213,6 +230,9 @@ def plan(parts: Sequence[Stored], rules: Rules, now: int, work: Work) -> Iterato
     small = [
         p for p in parts if _is_movable(p, work) and p.end <= now - rules.older_than and p.size < rules.target
     ]
+    held = _held(small, work)
+    work.left |= dict.fromkeys(held, "may be in a compacted part that cannot be read")
+    small = [part for part in small if part.path not in held]
 
     def key(part: Stored) -> tuple[str, str, int]:
         return part.node, part.date, _interval(part, rules)
@@ -221,6 +241,14 @@ def plan(parts: Sequence[Stored], rules: Rules, now: int, work: Work) -> Iterato
         for run in _runs(list(group), rules.target):
             if len(run) > 1 or run[0].interval != interval or not _is_at_home(run[0]):
                 yield Batch(tuple(run), interval)
+
+
+def _held(parts: Sequence[Stored], work: Work) -> set[Path]:
+    """Those whose place a compacted part may have taken that cannot be read: once that is mended it would
+    count beside what these have become.
+    """
+    unread = {path.parent.parts[-2:] for path in work.left if COMPACTED.fullmatch(path.name)}
+    return {part.path for part in parts if unread and _home(part) in unread}
 
 
 def _is_movable(part: Stored, work: Work) -> bool:

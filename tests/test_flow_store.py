@@ -43,6 +43,7 @@ HOUR, DAY = 3600 * NS, 86400 * NS
 NOW = EPOCH + 400 * DAY
 LIVE = RECORDED / "live"
 TALK = fr.timed(fr.talk(("10.10.0.21", 40000), ("10.10.0.11", 6443), rounds=3))
+FRAMES = len(TALK)
 
 
 def recorded(frames: list[Frame], node: str = "agent-1", interval: int = NS) -> OneWay:
@@ -223,6 +224,31 @@ def test_what_is_no_part_of_one_node_stays(tmp_path: Path) -> None:
     prune(tmp_path, 0, NOW)
     assert {path.name for path in tmp_path.iterdir()} >= {"timeless.parquet", "flows.parquet", "x.pcap"}
     assert outside.exists()
+
+
+def test_a_compacted_part_that_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
+    """Nothing of it is deleted or put together again, and the disk does not fill up for it."""
+    originals = fill(tmp_path / "s", 2)
+    kept = {path: path.read_bytes() for path in originals.glob("*.parquet")}
+    (batch,) = compact(tmp_path / "s", Rules(), NOW).batches
+    assert batch.path is not None
+    whole = batch.path.read_bytes()
+    batch.path.write_bytes(whole[:-200] + bytes(100) + whole[-100:])
+    for path, content in kept.items():  # the run was stopped before it had deleted them
+        path.write_bytes(content)
+    fill(tmp_path / "s", 2, "agent-2")
+    with pytest.raises(CaptureError, match=batch.path.name):
+        read_inputs([tmp_path / "s"])
+    work = compact(tmp_path / "s", Rules(), NOW)
+    assert [batch.parts[0].node for batch in work.batches] == ["agent-2"]
+    assert work.left.keys() == {batch.path, *kept}
+    parts, _ = stored(tmp_path / "s")
+    assert {part.node for part in parts} == {"agent-1", "agent-2"}
+    batch.path.write_bytes(whole)
+    assert sorted(c.frames for c in read_inputs([tmp_path / "s"]).coverage) == [2 * FRAMES, 2 * FRAMES]
+    batch.path.write_bytes(whole[:-200] + bytes(100) + whole[-100:])
+    assert len(prune(tmp_path / "s", DAY, NOW).old) == 3
+    assert files(tmp_path / "s") == {str(batch.path.relative_to(tmp_path / "s"))}
 
 
 HOSTILE = ("../../up", "a/b", ".", "..", "node=x", "%2F", "~", "é\x1b[31m", "a" * 253, "é" * 200, "\ud800")
