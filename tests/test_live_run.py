@@ -856,6 +856,24 @@ def test_a_full_disk(wire: Wire, tmp_path: Path) -> None:
     assert (hooks(wire.near), session(collector.pid)) == ([], [])
 
 
+def test_a_fault_in_the_middle_loses_no_interval(wire: Wire, tmp_path: Path) -> None:
+    """Standard error is a file that has room for the first line and not for a long one."""
+    folder, log = tmp_path / "parts", tmp_path / "log"
+    broken = tmp_path / f"{'x' * 200}.yaml"
+    wire.write_cluster(tmp_path).rename(broken)
+    log.write_bytes(bytes((1 << 20) - 200))
+    full = ["prlimit", f"--fsize={1 << 20}", "sh", "-c", 'exec "$@" 2>>' + str(log), "sh"]
+    collector = live.start(wire, folder, "--interval", "1h", "--cluster", str(broken), wrapped=full)
+    assert within(live.READY_SECONDS, lambda: b"capturing on" in log.read_bytes())
+    offend(wire, 40001)
+    broken.write_text("nodes: 7", encoding="utf-8")
+    collector.child.process.send_signal(signal.SIGHUP)
+    assert collector.child.process.wait(live.END_SECONDS) == INPUT_FAULT
+    assert hooks(wire.near) == []
+    (ledger,) = read_inputs([folder]).coverage
+    assert collector.summary()["coverage"]["frames"] == ledger.frames > 0
+
+
 def test_alerts_that_cannot_be_written(wire: Wire, tmp_path: Path, cluster: str) -> None:
     full = ["sh", "-c", 'exec "$@" >/dev/full', "sh"]
     collector = live.start(wire, tmp_path / "parts", "--cluster", cluster, wrapped=full)

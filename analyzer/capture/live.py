@@ -154,7 +154,7 @@ class Collector:
         self._pending: list[OneWay] = []
         self._slot = 0
         self._vanished: list[str] = []
-        self._fault: AnalyzerError | None = None
+        self._fault: AnalyzerError | OSError | None = None
         self._listeners: frozenset[Endpoint] = frozenset()
         self._listened = 0
 
@@ -183,7 +183,10 @@ class Collector:
             self._program = stack.enter_context(Program(self.order.flows, self._types.values()))
             self._prepare(cluster, spec)
             with self._watched(token):
-                self._loop()
+                try:
+                    self._loop()
+                except (AnalyzerError, OSError) as error:  # what was counted is written all the same
+                    self._fault = error
             self._finish()
         if self._fault is not None:
             raise self._fault
@@ -489,7 +492,7 @@ class Collector:
     # ---- parts ----
 
     def _write(self) -> None:
-        rows, self._pending = merge(self._pending), []
+        rows = merge(self._pending)
         ledger = rows.coverage[0]
         moment = datetime.fromtimestamp(ledger.start / NS, UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
         try:
@@ -498,6 +501,7 @@ class Collector:
             raise LiveError(
                 f"the capture ends: {error.what}", where=error.where, next_step=error.next_step
             ) from error
+        self._pending = []
         self.total = self.total.plus(ledger)
         self.parts += 1
         self.teller.part(Part(path, rows, ledger))
