@@ -6,10 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 import typer.main
 
 from analyzer.cli import app
-from analyzer.commands.options import FailOn
+from analyzer.commands.options import FailOn, age, nanoseconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,3 +55,25 @@ def _values(parameter: Any, context: Any) -> Iterator[Any]:
     for value in (*VALUES, parameter.get_default(context)):
         if isinstance(value, tuple | list) == several:
             yield value
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [("60s", 60 * 10**9), ("5", 5 * 10**9), ("1.5ms", 1_500_000), (".5us", 500), ("2h", 7200 * 10**9)],
+)
+def test_durations(text: str, ns: int) -> None:
+    assert (nanoseconds(text), age(text)) == (ns, ns)
+
+
+def test_what_is_not_given_is_none_and_an_age_may_be_in_days() -> None:
+    assert (nanoseconds(None), age("0"), age("30d")) == (0, 0, 30 * 86400 * 10**9)
+
+
+@pytest.mark.parametrize("text", ["", "s", "d", "0s", "-5s", "²s", "0.1ns", "1e3s", "5 s", "9" * 400 + "h"])
+def test_what_is_no_duration_is_said(text: str) -> None:
+    """Above all an empty text, which `prune --keep "$DAYS"` has where the variable is not set: no age at all
+    would delete every part.
+    """
+    for read, example in ((nanoseconds, "60s"), (age, "30d")):
+        with pytest.raises(typer.BadParameter, match=f"is no duration: write {example}"):
+            read(text)

@@ -4,16 +4,22 @@ no flow, reads no file and imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from enum import Enum, StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 NOTHING, FOUND, INPUT_FAULT, UNABLE = 0, 1, 2, 3
 _UNITS = {"ns": 1, "us": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_DURATION = re.compile(r"(\d+\.?\d*|\.\d+)([a-z]*)", re.ASCII)
+_NS_LIMIT = 2**63  # as rows count time
 
 EXIT_STATUS = """Exit status: 0 nothing at or above --fail-on, 1 findings at or above it, 2 the input or the
 command line is at fault, 3 this machine cannot do it."""
@@ -226,19 +232,18 @@ def refuse_threads(threads: int | None) -> None:
 
 
 def nanoseconds(text: str | None) -> int:
-    """`60s`, `5m`, `500ms` to ns; 0 for none."""
-    if not text:
-        return 0
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
-    unit = text[len(number) :] or "s"
-    if unit not in _UNITS or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
-        raise typer.BadParameter(f"{text!r} is no duration: write 60s, 5m or 500ms")
-    return int(float(number) * _UNITS[unit])
+    """`60s`, `5m`, `500ms` to ns; 0 for None. An empty text (a variable that is not set) is no duration."""
+    return 0 if text is None else _duration(text, _UNITS, "60s, 5m or 500ms")
 
 
 def age(text: str) -> int:
     """As :func:`nanoseconds`, and days: `30d`; `0` for none."""
-    if text == "0":
-        return 0
-    days = text.removesuffix("d")
-    return 24 * nanoseconds(f"{days}h") if days != text else nanoseconds(text)
+    return 0 if text == "0" else _duration(text, {**_UNITS, "d": 24 * _UNITS["h"]}, "30d, 12h or 60s")
+
+
+def _duration(text: str, units: Mapping[str, int], examples: str) -> int:
+    found = _DURATION.fullmatch(text)
+    ns = float(found[1]) * units.get(found[2] or "s", 0) if found else 0
+    if not 1 <= ns < _NS_LIMIT:
+        raise typer.BadParameter(f"{text!r} is no duration: write {examples}")
+    return int(ns)
