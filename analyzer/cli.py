@@ -4,6 +4,7 @@ and an exit status; what a command does stands in its file of analyzer/commands.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -60,6 +61,8 @@ def _common(
 
 def run() -> int:
     """Runs what the words of the command line ask for; the exit status. KeyboardInterrupt: Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without our arrows must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except SystemExit as done:

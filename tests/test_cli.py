@@ -27,8 +27,16 @@ CLUSTER = ("--cluster", OFFENCES / "cluster.yaml")
 BASELINE = RECORDED / "baseline"
 
 
-def run(*arguments: object, stdin: bytes = b"", cwd: Path = PROJECT) -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "COLUMNS": "160", "PYTHONWARNINGS": "error"}
+def run(
+    *arguments: object, stdin: bytes = b"", cwd: Path = PROJECT, encoding: str = "utf-8"
+) -> subprocess.CompletedProcess[bytes]:
+    """`encoding`: that of the locale."""
+    environment = {
+        **os.environ,
+        "COLUMNS": "160",
+        "PYTHONWARNINGS": "error",
+        "PYTHONIOENCODING": encoding,
+    }
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
         input=stdin,
@@ -367,6 +375,24 @@ def test_documents_on_standard_output_are_nothing_but_that() -> None:
     advice = [finding["advice"] for finding in json.loads(done.stdout)["findings"]]
     assert any("may be a node that the flows did not show" in text for text in advice)
     assert done.stderr.startswith(b"no --cluster: inferred from the flows")
+
+
+def test_a_locale_without_arrows_ends_no_run() -> None:
+    done = run("check", OFFENCES, *CLUSTER, encoding="ascii")
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert rb"not for agent \u2192 server" in done.stdout
+    assert run("matrix", "--help", encoding="ascii").returncode == 0
+
+
+def test_documents_are_utf_8_in_every_locale(tmp_path: Path) -> None:
+    table = "| Port | Protocol | Source | Destination | Description |\n|-|-|-|-|-|\n"
+    (tmp_path / "t.md").write_text(f"{table}| 22 | TCP | Nodes | Nodes | Café |\n", encoding="utf-8")
+    assert "Café".encode() in run("spec", "import", "t.md", cwd=tmp_path, encoding="ascii").stdout
+    page = ("check", OFFENCES, *CLUSTER, "--fail-on", "never", "--html", "-")
+    assert run(*page, encoding="ascii").stdout == run(*page).stdout
+    shown = run("spec", "import", "t.md", "-o", "s.yaml", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "Café".encode() in run("spec", "show", "s.yaml", "--yaml", cwd=tmp_path, encoding="ascii").stdout
 
 
 def test_listening_sockets_are_set_beside_the_table(tmp_path: Path) -> None:

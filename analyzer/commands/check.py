@@ -28,7 +28,7 @@ from analyzer.commands.options import (
     Until,
     refuse_threads,
 )
-from analyzer.commands.output import is_chosen, time_text, window_text, write_text
+from analyzer.commands.output import in_utf8, is_chosen, time_text, window_text, write_text
 from analyzer.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -288,6 +288,8 @@ def _write_tables(analysis: Analysis, interval: int, output: str | None, plots: 
 
     written: list[str] = []
     if output:
+        if output == "-":
+            in_utf8()
         write_flows(analysis.flows, output, analysis.coverage, interval)
         written.append(output)
     if plots:

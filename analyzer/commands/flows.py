@@ -25,6 +25,7 @@ from analyzer.commands.options import (
     nanoseconds,
     refuse_threads,
 )
+from analyzer.commands.output import in_utf8
 from analyzer.errors import CaptureError, ClusterError
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _here(
             whole = rows_of(captures, threads, _choice(asked, cluster), step, early).settled()
     table = FlowColumns(whole, ports)
     if output:
+        if output == "-":
+            in_utf8()
         write_columns(table, output, whole.coverage, whole.interval, threads)
     else:
         _show(table)

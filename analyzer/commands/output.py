@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,11 +12,18 @@ if TYPE_CHECKING:
     from analyzer.report import Told
 
 
+def in_utf8() -> None:
+    """What follows on standard output is a document: it is written as a file is, whatever the locale."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
 def write_text(text: str, path: str) -> None:
     """Into a file, which is there whole or not at all, and a note of it; `-` is standard output."""
     from analyzer import console
 
     if path == "-":
+        in_utf8()
         print(text, end="")
         return
     replace_text(text, path)
@@ -24,6 +33,7 @@ def write_text(text: str, path: str) -> None:
 def print_or_write(text: str, path: Path | None) -> None:
     """To standard output where no file is named."""
     if path is None:
+        in_utf8()
         print(text, end="")
     else:
         replace_text(text, path)

@@ -41,7 +41,7 @@ def spec_show(
 
     spec = load_spec(name)
     if yaml:
-        print(spec.to_yaml(), end="")
+        print_or_write(spec.to_yaml(), None)
         return
     console.say(f"{spec.name}: {spec.title}")
     console.say(f"source: {spec.source}")
