@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -283,7 +284,7 @@ def read_text(path: str | Path, error: type[AnalyzerError], *, limit: int = 256 
     """
     where = place_of(path)
     try:
-        data = _read_bytes(path, limit + 1)
+        data = read_bytes(path, limit + 1)
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise error(f"cannot be read: {reason}", where=where, next_step="name a readable file") from None
@@ -299,8 +300,11 @@ def read_text(path: str | Path, error: type[AnalyzerError], *, limit: int = 256 
         ) from None
 
 
-def _read_bytes(path: str | Path, limit: int) -> bytes:
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """At most so many, of a file or of standard input for ``-``. Raises OSError."""
     if path == "-":
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "it is closed")
         return sys.stdin.buffer.read(limit)
     with Path(path).open("rb") as file:
         return file.read(limit)

@@ -12,7 +12,6 @@ import ipaddress
 import json
 import re
 import socket
-import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from analyzer._pairing import REPLIES
-from analyzer._yaml import place_of, quote
+from analyzer._yaml import place_of, quote, read_bytes
 from analyzer.capture import who
 from analyzer.columns import PROTOCOL_NUMBERS
 from analyzer.errors import CaptureError, ClusterError
@@ -137,8 +136,7 @@ def _text(path: str | Path) -> str:
     """Whatever bytes a process' name has: they must not hide the other sockets."""
     where = place_of(path)
     try:
-        with sys.stdin.buffer if path == "-" else open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = read_bytes(path, _MAX_BYTES + 1)
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise CaptureError(

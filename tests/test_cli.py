@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,6 +83,7 @@ FAULTS: dict[str, tuple[tuple[object, ...], str]] = {
     "folder that is not there": (("flows", BASELINE, "-o", "absent/flows.parquet"), "absent"),
     "unknown picture format": (("matrix", OFFENCES, *CLUSTER, "-o", "matrix.gif"), ".png"),
     "no tables": (("spec", "import", PROJECT / "LICENSE"), "LICENSE"),
+    "missing table": (("spec", "import", "absent.md"), "(name a readable file)"),
     "not kubectl's": (("cluster", "from-kubectl", PROJECT / "LICENSE"), "LICENSE"),
 }
 
@@ -95,6 +97,22 @@ def test_a_fault_of_the_input_is_one_line_and_status_2(name: str, tmp_path: Path
     assert lines[0].startswith("rke2-flows: ")
     assert named in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("spec", "import", "-"),
+        ("cluster", "show", "-"),
+        ("check", BASELINE, "--cluster", BASELINE / "cluster.yaml", "--listeners", "-"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_closed_standard_input_is_said(arguments: tuple[object, ...]) -> None:
+    words = shlex.join(str(word) for word in (COMMAND, *arguments))
+    done = subprocess.run(f"{words} <&-", shell=True, capture_output=True, text=True, check=False)  # noqa: S602
+    said = "rke2-flows: standard input: cannot be read: it is closed (name a readable file)\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 @pytest.mark.parametrize(

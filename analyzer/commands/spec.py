@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from analyzer.commands.options import YamlFile, group, spec_names
 from analyzer.commands.output import print_or_write
-from analyzer.errors import CaptureError
+from analyzer.errors import SpecError
 
 app = group(help="Specifications: list, show, import.")
 
@@ -59,14 +57,7 @@ def spec_import(
     output: YamlFile = None,
 ) -> None:
     """Markdown tables to a specification file."""
+    from analyzer._yaml import read_text
     from analyzer.spec import parse_table
 
-    print_or_write(parse_table(_read_text(table), where=table).to_yaml(), output)
-
-
-def _read_text(path: str) -> str:
-    try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise CaptureError(f"cannot be read: {reason}", where=path) from error
+    print_or_write(parse_table(read_text(table, SpecError), where=table).to_yaml(), output)
