@@ -220,6 +220,13 @@ def test_a_matrix_as_text_and_as_pictures(by: str, tmp_path: Path) -> None:
         assert (tmp_path / f"m{suffix}").read_bytes().startswith(magic)
 
 
+def test_pictures_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("check", BASELINE, "-c", BASELINE / "cluster.yaml", "--plots", "file", cwd=tmp_path)
+    said = "rke2-flows: file: cannot be written: File exists (check the folder, its rights and its space)\n"
+    assert (done.returncode, done.stderr.decode()) == (2, said)
+
+
 def test_specifications_and_clusters_round_trip(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(ok("spec", "show", "rke2-canal", "--yaml"))

@@ -672,7 +672,11 @@ FAULTS = {
     "with an interval that is none": Fault("nonsense", INPUT_FAULT, ("--interval", "nonsense")),
     "with a duration that is none": Fault("-1s", INPUT_FAULT, ("--duration", "-1s")),
     "with a table of no size": Fault("--flows", INPUT_FAULT, ("--flows", "0")),
-    "with packets kept nowhere": Fault("no/alerts.pcapng", INPUT_FAULT, ("--pcap", "no/alerts.pcapng")),
+    "with packets kept nowhere": Fault(
+        "no/alerts.pcapng: cannot be written: No such file or directory (check the folder",
+        INPUT_FAULT,
+        ("--pcap", "no/alerts.pcapng"),
+    ),
 }
 
 

@@ -533,7 +533,11 @@ class Collector:
             beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             beside.replace(path)
         except OSError as error:
-            raise LiveError(f"cannot be written: {error.strerror}", where=str(path)) from error
+            raise LiveError(
+                f"cannot be written: {error.strerror}",
+                where=str(path),
+                next_step="check the folder, its rights and its space",
+            ) from error
         finally:
             beside.unlink(missing_ok=True)
 
@@ -575,6 +579,10 @@ def _created(path: Path) -> Iterator[Any]:
     try:
         stream = path.open("wb")
     except OSError as error:
-        raise CaptureError(f"cannot be written: {error.strerror}", where=str(path)) from error
+        raise CaptureError(
+            f"cannot be written: {error.strerror}",
+            where=str(path),
+            next_step="check the folder, its rights and its space",
+        ) from error
     with stream:
         yield stream

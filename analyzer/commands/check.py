@@ -307,5 +307,9 @@ def _write_plots(analysis: Analysis, folder: Path) -> list[str]:
             analysis.flows, folder, spec=analysis.spec, cluster=analysis.cluster, window=window_text(analysis)
         )
     except OSError as error:
-        raise CaptureError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
+        raise CaptureError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(folder),
+            next_step="check the folder, its rights and its space",
+        ) from error
     return [str(path) for path in paths]
