@@ -298,7 +298,7 @@ def _path(given: str | Path) -> Path:
 
 
 def _files_of(path: Path, beyond: Beyond) -> list[Path]:
-    if not path.is_dir():
+    if str(path) == "-" or not path.is_dir():
         return [] if beyond.has(path) else [path]
     files = files_in(path, beyond)
     if not (files or beyond.parts):

@@ -113,6 +113,12 @@ def flows(
 def _folder(given: str | Path | None) -> str:
     if given is None:
         return ""
+    if str(given) == "-":
+        raise CaptureError(
+            "workers write a folder of flow tables, and standard output is none",
+            where="--output",
+            next_step="name an empty or a new folder with -o",
+        )
     folder = str(given) if addresses.is_address(given) else os.path.abspath(given)
     if not addresses.is_empty(folder):
         raise CaptureError(

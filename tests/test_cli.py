@@ -198,6 +198,12 @@ def test_a_capture_is_read_from_a_pipe() -> None:
     assert ok("flows", "-", stdin=path.read_bytes()) == ok("flows", path)
 
 
+def test_a_dash_is_standard_input_whatever_the_folder_holds(tmp_path: Path) -> None:
+    (tmp_path / "-").mkdir()
+    said = ok("flows", "-", stdin=(BASELINE / "agent-1.pcap").read_bytes(), cwd=tmp_path)
+    assert said == ok("flows", BASELINE / "agent-1.pcap")
+
+
 def test_intervals_add_up() -> None:
     whole = pd.read_csv(_csv("flows", BASELINE, "-o", "-"))
     cut = pd.read_csv(_csv("flows", BASELINE, "--interval", "2s", "-o", "-"))
@@ -523,6 +529,7 @@ def test_workers_say_what_one_process_says(tmp_path: Path) -> None:
         (("check", OFFENCES, "--scheduler", "threads"), 2, "--cluster: workers cannot infer the nodes"),
         (("check", OFFENCES, *CLUSTER, "--scheduler", "threads", "--html", "x"), 2, "--html needs the flows"),
         (("flows", OFFENCES, "--scheduler", "threads"), 2, "name an empty or a new folder with -o"),
+        (("flows", OFFENCES, "--scheduler", "threads", "-o", "-"), 2, "and standard output is none"),
         (("check", OFFENCES, *CLUSTER, "--scheduler", "thread"), 3, "thread"),
     ],
 )
