@@ -9,7 +9,7 @@ import typer
 from analyzer.commands.options import Inputs, YamlFile, group
 from analyzer.commands.output import print_or_write
 
-app = group(help="Cluster files: show, make from kubectl.")
+app = group(help="Cluster files: show, make from kubectl or from flows.")
 
 
 @app.command("show")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyzer.commands.judged import doubting, inferred, rows_of
-from analyzer.commands.options import FOUND, NOTHING, RUN_HELP, FailAt, FailOn, SpecName
+from analyzer.commands.options import FOUND, NOTHING, RUN_HELP, FailOn, SpecName
 from analyzer.commands.output import write_text
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ EPILOG = """Examples:
 Grown is what has more than --growth times as many packets or bytes a second, at least 100 packets and 1 a
 second, or 100 kB and 1 kB a second. What a shorter run may have missed is not said to be gone.
 
-Exit status: 0 no new finding at or above --fail-on, 1 new ones at or above it, 2 the input or the command
-line is at fault."""
+Exit status: 0 no new or graver finding at or above --fail-on, 1 some at or above it, 2 the input or
+the command line is at fault."""
 
 
 def diff(
@@ -57,7 +57,12 @@ def diff(
         str | None,
         typer.Option("--json", help="Write the changes here; - is standard output.", show_default=False),
     ] = None,
-    fail_on: FailAt = FailOn.high,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(
+            help="Exit with 1 where a finding that is new, or graver than before, is at least so severe."
+        ),
+    ] = FailOn.high,
 ) -> None:
     """What changed between two runs: pairs and ports that are new, gone or grown, findings new and fixed."""
     from analyzer.change import compare

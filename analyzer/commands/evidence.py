@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from analyzer.commands.judged import analysis_of
-from analyzer.commands.options import FindingId, Inputs, MaybeClusterFile, SpecName
+from analyzer.commands.options import FindingId, MaybeClusterFile, Packets, SpecName
 
 EXPLAIN_EPILOG = """Examples:
 
@@ -20,7 +20,7 @@ Needs tshark. Exit status: 2 the input or the command line is at fault, 3 tshark
 
 
 def explain(
-    inputs: Inputs, finding: FindingId, cluster: MaybeClusterFile = None, spec: SpecName = "rke2-canal"
+    inputs: Packets, finding: FindingId, cluster: MaybeClusterFile = None, spec: SpecName = "rke2-canal"
 ) -> None:
     """What a finding's packets carried: TLS names and certificates, HTTP requests, DNS names, banners, what
     was inside a tunnel.
@@ -48,7 +48,7 @@ CUT_EPILOG = """Examples:
 
 
 def cut(
-    inputs: Inputs,
+    inputs: Packets,
     finding: FindingId,
     output: Annotated[
         str, typer.Option("--output", "-o", help="Write the pcapng here; - is standard output.")

@@ -120,12 +120,22 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
+Packets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT",
+        help="Captures or folders of them, paths only; they are read twice, so not from standard input. Flow "
+        "files beside them are judged too, and hold no packets.",
+        show_default=False,
+    ),
+]
 RUN_HELP = "JSON document of `check --json` (.json), or a capture, a flow file or a folder of them."
 Captures = Annotated[
     list[str],
     typer.Argument(
         metavar="CAPTURE",
-        help="pcap or pcapng files, plain or in gzip, zstd or lz4, or folders of them; - is standard input.",
+        help="pcap or pcapng files, plain or in gzip, zstd or lz4, flow files, or folders of them, paths or "
+        "s3://, gs://, abfs:// addresses; - is a capture on standard input.",
         show_default=False,
     ),
 ]
@@ -150,8 +160,8 @@ Scheduler = Annotated[
     typer.Option(
         metavar="threads|processes|tcp://...",
         help="Share the work among Dask workers: threads of this process, processes of this machine, or a "
-        "scheduler's. --output then names a folder. Needs --cluster where flows are judged, and the extra "
-        "`cluster`.",
+        "scheduler's. Needs Dask (`pip install 'rke2-flows[cluster]'`) and, where flows are judged, "
+        "--cluster.",
         show_default=False,
     ),
 ]
@@ -201,7 +211,8 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Write the table here: .parquet, .csv or .jsonl; - is CSV on standard output.",
+        help="Write the table here: .parquet, .csv or .jsonl; - is CSV on standard output. With --scheduler "
+        "an empty or a new folder.",
         show_default=False,
     ),
 ]
