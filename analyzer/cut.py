@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from analyzer.addresses import is_address
 from analyzer.capture.offline import CutFrames, cut_capture, source_names
 from analyzer.capture.pcapng import Writer
 from analyzer.errors import CaptureError
@@ -98,9 +99,13 @@ def keys_of(flows: pd.DataFrame) -> Rows:
 
 
 def captures_among(inputs: Sequence[str | Path]) -> list[Path]:
-    """The capture files among inputs and in their folders. CaptureError where there is none, and for standard
-    input, which cannot be read twice.
+    """The capture files among inputs and in their folders. CaptureError where there is none, for an address,
+    and for standard input, which cannot be read twice.
     """
+    for address in filter(is_address, inputs):
+        raise CaptureError(
+            "packets are not taken from addresses", where=str(address), next_step="copy the captures here"
+        )
     captures = [path for path in expand(inputs) if kind_of(path) not in FLOW_FILES]
     if any(str(path) == "-" for path in captures):
         raise CaptureError(

@@ -390,6 +390,10 @@ def test_without_a_cluster_file_the_cluster_is_inferred_and_said_so(tmp_path: Pa
     assert table == given.splitlines()
 
 
+def test_a_cluster_is_inferred_from_addresses_too() -> None:
+    assert ok("cluster", "infer", BASELINE.as_uri()) == ok("cluster", "infer", BASELINE)
+
+
 def test_two_runs_without_a_cluster_file_are_judged_by_one_cluster() -> None:
     done = run("diff", BASELINE, OFFENCES)
     said, _, *told = done.stdout.decode().splitlines()
@@ -497,6 +501,13 @@ def test_flow_files_have_no_packets(command: tuple[str, ...], tmp_path: Path) ->
     assert b"flow tables hold no packets" in done.stderr
     assert done.stderr.count(b"\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flows.parquet"]
+
+
+def test_packets_are_not_taken_from_addresses(tmp_path: Path) -> None:
+    address = (OFFENCES / "agent-1.pcap").as_uri()
+    done = run("cut", address, *CLUSTER, "--finding", SSH, "-o", "x.pcapng", cwd=tmp_path)
+    said = f"rke2-flows: {address}: packets are not taken from addresses (copy the captures here)\n"
+    assert (done.returncode, done.stderr.decode(), list(tmp_path.iterdir())) == (2, said, [])
 
 
 def test_an_unknown_finding_leaves_no_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from analyzer.commands.judged import rows_of
 from analyzer.commands.options import Inputs, YamlFile, group
 from analyzer.commands.output import print_or_write
 
@@ -49,9 +50,7 @@ def cluster_infer(
     """
     from analyzer import console
     from analyzer.infer import infer
-    from analyzer.store import read_inputs
 
-    with console.reading(inputs) as progress:
-        found = infer(read_inputs(inputs, progress=progress))
+    found = infer(rows_of(inputs))
     print_or_write(found.to_yaml(name), output)
     console.note(str(found))
