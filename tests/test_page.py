@@ -640,6 +640,22 @@ def test_print(shown: Shown) -> None:
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12
 
 
+A4 = 703
+"""Pixels between its margins."""
+
+
+@pytest.mark.parametrize("name", ["blocked", "live"])
+def test_no_column_is_cut_off_on_paper(name: str, running: chromium.Browser, tmp_path: Path) -> None:
+    it = Shown(running, recorded(name), tmp_path)
+    it.tab.media("print")
+    it.tab.resize(A4, 1000)
+    beyond = it.tab.evaluate(
+        "[...document.querySelectorAll('.plain')].filter((table) => table.checkVisibility() && "
+        f"table.getBoundingClientRect().right > {A4} + 1).length"
+    )
+    assert beyond == 0
+
+
 @pytest.mark.parametrize("width", [1280, 1000, 420])
 def test_nothing_is_wider_than_the_window(shown: Shown, width: int) -> None:
     shown.tab.resize(width, 900)
