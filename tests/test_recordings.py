@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import RECORDED
 
-from analyzer import Analysis, analyze, judge, load_spec
+from analyzer import Analysis, analyze, judge, load_spec, read_captures
 from analyzer.flows import COLUMNS
 
 if TYPE_CHECKING:
@@ -151,3 +151,9 @@ def test_a_rule_taken_away_is_noticed(removed: str, analyses: dict[str, Analysis
         != told_verdicts(_truth(name))
         for name, analysis in analyses.items()
     )
+
+
+def test_one_capture_need_not_be_in_a_list() -> None:
+    path = RECORDED / "baseline" / "agent-1.pcap"
+    of_list = read_captures([path])
+    assert read_captures(path).coverage == read_captures(str(path)).coverage == of_list.coverage

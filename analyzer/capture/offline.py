@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def read_captures(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     *,
     interval: int = 0,
     progress: Progress = no_progress,
@@ -35,8 +35,8 @@ def read_captures(
     threads: int | None = None,
     early: Early | None = None,
 ) -> OneWay:
-    """Reads capture files, several at a time, to one table. ``-`` is standard input. One that is given twice
-    is read once.
+    """Reads a capture file, or several at a time, to one table. ``-`` is standard input. One that is given
+    twice is read once.
 
     `interval`: ns; rows are cut at its multiples, 0 for none. `names`: what to call the sources, by default
     :func:`source_names`. `max_rows`: of each source, 0 for no limit; packets of further 5-tuples are counted
@@ -48,6 +48,7 @@ def read_captures(
     CaptureError where a file is missing or is no capture; one that is damaged further on is read up to there,
     and its ledger says so.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths  # a text is a sequence of texts, too
     if names is None:  # rows of one source add up
         paths = list({str(path): path for path in paths}.values())
     sources = list(names) if names is not None else source_names(paths)
