@@ -87,7 +87,9 @@ class Analysis:
         return matrix(self.flows, by, self.spec, self.cluster)
 
     def summary(self, by: Literal["verdicts", "scopes"] = "verdicts") -> pd.DataFrame:
-        """Flows, packets and bytes (uint64) by verdict, or by scope."""
+        """Flows, packets and bytes (uint64) by verdict, or by scope. Raises ValueError for another `by`."""
+        if by not in ("verdicts", "scopes"):
+            raise ValueError(f"by={by!r}: one of verdicts, scopes")
         sums: dict[str, dict[str, int]] = summary(self)[by]
         index = pd.Index(sums, name=by.removesuffix("s"))
         return pd.DataFrame(list(sums.values()), index=index, dtype=np.uint64)
@@ -95,10 +97,12 @@ class Analysis:
     def plot(self, by: By = "role", measure: Measure = "flows", ax: Axes | None = None) -> Any:
         """Draws a matrix, on `ax` or on a new figure. Returns the Axes; for `role`, one for each rule, as
         an array. See :func:`analyzer.plots.plot_roles`, `plot_nodes` and `plot_rules`.
+        Raises ValueError for another `by` or `measure`.
         """
         from analyzer.plots import PLOTS  # noqa: PLC0415  matplotlib takes long to load
 
-        return PLOTS[by][1](self.matrix(by), measure=measure, spec=self.spec, ax=ax)
+        table = self.matrix(by)
+        return PLOTS[by][1](table, measure=measure, spec=self.spec, ax=ax)
 
     def __repr__(self) -> str:
         """One line."""

@@ -29,7 +29,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
-from analyzer.matrices import KINDS, OUTSIDE_THE_TABLE, matrix, short
+from analyzer.matrices import KINDS, MEASURES, OUTSIDE_THE_TABLE, matrix, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,6 +142,10 @@ class _Picture:
     window: Window | None = None
     reading: str = "rows are clients, columns servers"
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"measure={self.measure!r}: one of {', '.join(MEASURES)}")
 
     def lines(self, width: float) -> list[str]:
         """Lines of at most ``width`` points."""

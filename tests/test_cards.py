@@ -118,6 +118,19 @@ def test_sums_are_a_table_with_all_names(by: Any, names: tuple[str, ...]) -> Non
     assert int(table["flows"].sum()) == len(whole.flows)
 
 
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda whole: whole.summary("rules"), "by='rules': one of verdicts, scopes"),
+        (lambda whole: whole.plot("colour"), "by='colour': one of role, node, rule"),
+        (lambda whole: whole.plot("node", "frames"), "measure='frames': one of flows, packets, bytes"),
+    ],
+)
+def test_a_word_that_is_not_known_is_told_with_those_that_are(ask: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ask(recorded("offences"))
+
+
 def test_an_analysis_without_flows_shows_itself() -> None:
     empty = Analysis(analysis(flow(AGENT, SERVER, 6443)).flows.iloc[:0], CLUSTER, SPEC)
     assert "0 sources" in shown(empty).text
