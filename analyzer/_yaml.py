@@ -123,7 +123,7 @@ class Marked:
         known = required + optional
         for key in self.value:
             if key not in known:
-                advice = near(key, known) or f"known keys: {', '.join(known)}"
+                advice = near(key, known) or f"known keys: {', '.join(dict.fromkeys(known))}"
                 raise self.error(f"unknown key {quote(key)}", where=self.key_places[key], next_step=advice)
         for key in required:
             if key not in self.value:

@@ -295,6 +295,11 @@ def test_faults_of_the_format_have_place_and_advice(text: str, place: str, what:
     assert str(caught.value).isprintable()
 
 
+def test_known_keys_are_told_once() -> None:
+    with pytest.raises(SpecError, match=r"\(known keys: name, rules, title, source, extends\)"):
+        parse_spec("pod_cidrs: []\n")
+
+
 def test_the_minimal_file_of_the_fault_table_is_good() -> None:
     assert parse_spec(MINIMAL).rules[0].ports == "22"
 
