@@ -306,7 +306,7 @@ def _engine(scheduler: str) -> Iterator[_Threads | _Cluster]:
         with _connected(scheduler) as client:
             yield _Cluster(client)
     else:
-        raise LiveError(
+        raise CaptureError(
             f"no scheduler is called {scheduler!r}", next_step=f"give one of {', '.join(SCHEDULERS)}"
         )
 

@@ -541,7 +541,7 @@ def test_workers_say_what_one_process_says(tmp_path: Path) -> None:
         (("check", OFFENCES, *CLUSTER, "--scheduler", "threads", "--html", "x"), 2, "--html needs the flows"),
         (("flows", OFFENCES, "--scheduler", "threads"), 2, "name an empty or a new folder with -o"),
         (("flows", OFFENCES, "--scheduler", "threads", "-o", "-"), 2, "and standard output is none"),
-        (("check", OFFENCES, *CLUSTER, "--scheduler", "thread"), 3, "thread"),
+        (("check", OFFENCES, *CLUSTER, "--scheduler", "thread"), 2, "no scheduler is called 'thread'"),
     ],
 )
 def test_what_workers_cannot_do_is_one_line(arguments: tuple[object, ...], status: int, said: str) -> None:

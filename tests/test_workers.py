@@ -449,7 +449,7 @@ def test_schedulers_at_fault(scheduler: str, monkeypatch: pytest.MonkeyPatch) ->
         nobody = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         error = fails(LiveError, "no Dask scheduler answers", OFFENCES, scheduler=nobody)
     assert (error.where, error.exit_status) == (nobody, 3)
-    fails(LiveError, "no scheduler is called 'thread'", OFFENCES, scheduler="thread")
+    fails(CaptureError, "no scheduler is called 'thread'", OFFENCES, scheduler="thread")
     monkeypatch.setattr(workers, "analyzer_version", lambda: "0.0.1")
     error = fails(LiveError, "rke2-flows .* there, 0.0.1 here", OFFENCES, scheduler=scheduler)
     assert error.where.startswith("tcp://127.0.0.1:")
