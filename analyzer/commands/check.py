@@ -136,6 +136,8 @@ def check(
         analysis = overview_of(inputs, cluster, spec, scheduler, output, asked)
         step, output = 0, None
     else:
+        if output:
+            _check_suffix(output)
         analysis, step = analysis_of(
             inputs, cluster, spec, listeners or (), aside=silent, threads=threads, wanted=asked
         )
@@ -148,6 +150,13 @@ def check(
         if path:
             write_text(_text_of(name, analysis, gate), path)
     raise typer.Exit(NOTHING if gate.failing.empty else FOUND)
+
+
+def _check_suffix(output: str) -> None:
+    """Before the work, not after it."""
+    from analyzer.store import writer_of
+
+    writer_of(output)
 
 
 def _refuse(**given: object) -> None:

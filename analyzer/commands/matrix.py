@@ -61,6 +61,8 @@ def matrix(
     from analyzer import console
 
     asked = wanted(since, until, node, port)
+    if output is not None:
+        _check_suffix(output)
     analysis: Told
     if scheduler:
         refuse_threads(threads)
@@ -80,16 +82,19 @@ def matrix(
     console.note(f"wrote {output}")
 
 
-def _draw(table: pd.DataFrame, by: str, measure: str, output: Path, analysis: Told) -> None:
-    from analyzer.plots import PLOTS, save_figure
-    from analyzer.store import replacing
-
+def _check_suffix(output: Path) -> None:
     if output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise CaptureError(
             f"no picture format has the suffix {output.suffix!r}",
             where=str(output),
             next_step="use .png, .svg or .pdf",
         )
+
+
+def _draw(table: pd.DataFrame, by: str, measure: str, output: Path, analysis: Told) -> None:
+    from analyzer.plots import PLOTS, save_figure
+    from analyzer.store import replacing
+
     figure = PLOTS[by][1](table, measure=measure, spec=analysis.spec, window=window_text(analysis))
     with replacing(output) as beside:
         save_figure(figure, beside, output.suffix)
