@@ -125,6 +125,7 @@ def test_a_closed_standard_input_is_said(arguments: tuple[object, ...]) -> None:
         ("diff", BASELINE),
         ("capture",),
         ("flows", BASELINE, "--interval", "soon"),
+        ("check", BASELINE, "--json", "-", "--html", "-"),
         ("nothing",),
         ("--nothing",),
     ],

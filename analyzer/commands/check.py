@@ -127,7 +127,10 @@ def check(
     exposed.
     """
     texts = {"json": json_file, "html": html, "template": accept_template, "junit": junit, "sarif": sarif}
-    silent = "-" in (output, *texts.values())
+    to_stdout = [output, *texts.values()].count("-")
+    if to_stdout > 1:
+        raise typer.BadParameter("standard output takes one document: write the others to files")
+    silent = to_stdout == 1
     asked = wanted(since, until, node, port)
     analysis: Told
     if scheduler:
