@@ -12,8 +12,9 @@ from conftest import PROJECT
 
 import analyzer
 import docs
-from analyzer import diagnosis, findings, flows, verdict
+from analyzer import diagnosis, findings, flows, load_cluster, load_spec, verdict
 from analyzer._pairing import DIRECTION_BY, OUTCOMES
+from analyzer.accept import load_accepted
 from analyzer.cli import app
 from analyzer.documents import schema
 from analyzer.errors import AnalyzerError
@@ -23,7 +24,7 @@ from analyzer.verdict import SCOPES, VERDICTS
 from docs import COMMANDS, DIAGNOSIS, DOCS, DOCUMENT, DOCUMENTS, README, console_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -138,6 +139,15 @@ def test_every_exported_name_is_there_and_documented() -> None:
     undocumented = [n for n in analyzer.__all__ if not (getattr(analyzer, n).__doc__ or "").strip()]
     assert undocumented == []
     assert issubclass(analyzer.AnalyzerError, AnalyzerError)
+
+
+def test_the_files_that_are_shown_are_read(tmp_path: Path) -> None:
+    shown = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "files.md").read_text(), re.DOTALL | re.MULTILINE)
+    readers: tuple[Callable[[Path], object], ...] = (load_cluster, load_spec, load_accepted)
+    for load, text in zip(readers, shown, strict=True):
+        path = tmp_path / "shown.yaml"
+        path.write_text(text, encoding="utf-8")
+        assert load(path)
 
 
 def test_links_lead_somewhere() -> None:
