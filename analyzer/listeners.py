@@ -450,7 +450,8 @@ def _by_node(cluster: Cluster, sockets: Iterable[Listening]) -> list[tuple[Node,
             raise ClusterError(
                 f"no node is called {quote(one.node)}",
                 where=one.source,
-                next_step=f"say which of {', '.join(list(nodes)[:10])} it is, by the file's name or --node",
+                next_step=f"there are {', '.join(list(nodes)[:10])}: name a file of ss by one of them; JSON "
+                "names its node itself, write it with `rke2-flows listeners --node NAME`",
             )
         before = found.get(one.node, Listening(one.node, (), one.time, one.source))
         found[one.node] = Listening(

@@ -473,8 +473,9 @@ def test_a_hostile_process_name_is_shown_harmlessly() -> None:
 
 
 def test_sockets_of_no_node_are_a_fault() -> None:
-    with pytest.raises(ClusterError, match="no node is called 'elsewhere'"):
+    with pytest.raises(ClusterError, match="no node is called 'elsewhere'") as caught:
         found("elsewhere", Socket("tcp", "*", 22))
+    assert "`rke2-flows listeners --node NAME`" in caught.value.next_step  # check's --node is another one
 
 
 def test_several_lists_of_one_node_add_up() -> None:

@@ -65,8 +65,8 @@ def check(
     listeners: Annotated[
         list[str] | None,
         typer.Option(
-            help="A node's listening sockets: what `rke2-flows listeners` wrote, or `ss -H -tulpn`; the "
-            "file's name begins with the node's. May be given again.",
+            help="A node's listening sockets: what `rke2-flows listeners` wrote, which names the node, or "
+            "`ss -H -tulpn` in a file whose name begins with the node's. May be given again.",
             show_default=False,
         ),
     ] = None,
