@@ -376,6 +376,11 @@ def test_a_node_name_shows_its_findings(shown: Shown, side: str, ends: tuple[str
         } | {member["name"]}
 
 
+def test_every_row_of_the_time_says_what_it_shows(shown: Shown) -> None:
+    names = "[...document.querySelectorAll('#time .lane:not(.ends) .name')].map((n) => n.innerText.trim())"
+    assert [name for name in shown.tab.evaluate(names) if not name] == []
+
+
 def test_a_bar_shows_the_findings_whose_flows_began_then(shown: Shown) -> None:
     found = set()
     for n, label in enumerate(shown.tab.evaluate(READ_BINS)):
