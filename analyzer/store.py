@@ -783,7 +783,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     not. A device or a pipe is written to as it is: it must not be replaced by a file.
     """
     target = Path(path)
-    if target.exists() and not target.is_file():
+    with _writing(target):
+        is_special = target.exists() and not target.is_file()
+    if is_special:
         with _writing(target):
             yield target
         return

@@ -518,8 +518,23 @@ def test_command_without_the_right_to_read() -> None:
             works = False
         require(works, "the user `nobody` may not run the command")
         assert "Permission denied" in well_behaved(run("flows", path, cwd="/", user=other), 2)
-        path.chmod(0o644)
-        well_behaved(run("flows", path, cwd="/", user=other), 0)
+        shutil.copy(FLANNEL, folder / "open.pcap")
+        shown = run("store", "show", folder, cwd="/", user=other)
+        assert shown.stderr.decode().splitlines()[-1] == f"{path}: cannot be opened; left as it is"
+        told = well_behaved(run("flows", folder, cwd="/", user=other), 2)
+        assert f"{path}: cannot be opened: Permission denied" in told
+        closed = folder / "closed"
+        closed.mkdir()
+        path.rename(closed / path.name).chmod(0o644)
+        closed.chmod(0)
+        told = well_behaved(run("flows", folder, cwd="/", user=other), 2)
+        assert f"{closed}: the folder cannot be read: Permission denied (run it as" in told
+        told = well_behaved(
+            run("flows", folder / "open.pcap", "-o", closed / "x.csv", cwd="/", user=other), 2
+        )
+        assert f"{closed}/x.csv: cannot be written: Permission denied (check" in told
+        closed.chmod(0o755)
+        well_behaved(run("flows", folder, cwd="/", user=other), 0)
 
 
 def test_command_on_standard_input() -> None:
