@@ -488,7 +488,8 @@ _ROLE_BY_FLAGS = {
     (False, True): "etcd",
     (True, True): "control-plane",
 }
-"""The _DISABLING flags of an rke2 server → role."""
+"""The _DISABLING flags of an rke2 server → role. With an external datastore no etcd runs either
+(docs.rke2.io, external datastore; rancher/rke2#5213)."""
 
 _DEFAULT_CIDRS = {"--cluster-cidr": "10.42.0.0/16", "--service-cidr": "10.43.0.0/16"}
 """RKE2's defaults (docs.rke2.io, server configuration reference)."""
@@ -571,6 +572,7 @@ def _kubectl_role(item: Any) -> str:
     arguments = _node_args(_texts(item, "metadata", "annotations"))
     if arguments:
         no_etcd, no_apiserver = (_is_on(_flags(arguments, flag)) for flag in _DISABLING)
+        no_etcd = no_etcd or any(_flags(arguments, "--datastore-endpoint")[-1:])
         return _ROLE_BY_FLAGS[no_etcd, no_apiserver] if arguments[0] == "server" else "agent"
     labels = _texts(item, "metadata", "labels")
     plane, etcd, master = (labels.get(f"node-role.kubernetes.io/{label}") == "true" for label in _LABELS)

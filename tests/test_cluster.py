@@ -311,6 +311,8 @@ ARGS = "rke2.io/node-args"
         ('["server","--disable-etcd=true","--server","x"]', [], "control-plane"),
         ('["server","--disable-etcd","false"]', [], "server"),
         ('["server","--disable-etcd=false"]', [], "server"),
+        ('["server","--datastore-endpoint","********"]', ["control-plane", "master"], "control-plane"),
+        ('["server","--datastore-endpoint="]', [], "server"),
         ('["server","--disable-apiserver","--disable-scheduler"]', [], "etcd"),
         ('["server","--disable-apiserver","true"]', ["control-plane"], "etcd"),
         ('["agent","--server","https://vip:9345"]', ["control-plane", "etcd"], "agent"),
