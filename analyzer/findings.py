@@ -810,9 +810,11 @@ def _foreign_tunnels(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:
 
 
 def tunnelled(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
-    """Whether an address that is no member sent tunnel traffic to one."""
+    """Whether an address that is no member sent tunnel traffic to one: what only the member sent is none."""
+    sent: npt.NDArray[np.bool_] = flows.number("packets_out", rows) > 0
     return (
-        flows.among("scope", ("external",), rows)
+        sent
+        & flows.among("scope", ("external",), rows)
         & ~flows.among("server_node", ("",), rows)
         & _is_tunnel(flows, rows)
     )

@@ -532,8 +532,9 @@ def test_foreign_tunnel(port: int, make: Any) -> None:
         flow(AGENT, AGENT_2, 8472, "udp"),
         flow(AGENT, OUTSIDE, 8472, "udp"),
         flow(OUTSIDE, "10.10.0.98", 8472, "udp"),
+        flow(OUTSIDE, AGENT, 51820, "udp", packets_out=0, bytes_out=0, outcome="one-way"),
     ],
-    ids=["among nodes", "outwards", "to no node"],
+    ids=["among nodes", "outwards", "to no node", "from WireGuard's port, and nothing came in"],
 )
 def test_no_foreign_tunnel(row: Flow) -> None:
     assert found(row).empty
