@@ -588,14 +588,18 @@ def _scan(flows: FlowColumns, client: str, of: Rows) -> _Draft:
     tried = set(zip(*(flows.column(name, of).values() for name in ("protocol", "port")), strict=True))
     protocols = {protocol for protocol, _ in tried}
     between = flows.among("scope", ("inter-node",), of).any()
+    several = len(nodes) > 1
     return _Draft(
         "scan",
         "high" if between else "medium",
         of,
         client,
-        nodes.pop() if len(nodes) == 1 else f"({len(nodes)} nodes)",
+        f"({len(nodes)} nodes)" if several else nodes.pop(),
         protocols.pop() if len(protocols) == 1 else "",
-        words={"targets": f"{len(tried)} ports" if len(tried) > 1 else "{}/{}".format(*tried.pop())},
+        words={
+            "targets": f"{len(tried)} ports" if len(tried) > 1 else "{}/{}".format(*tried.pop()),
+            **({_SEVERAL: "(several nodes)"} if several else {}),
+        },
     )
 
 
@@ -948,13 +952,16 @@ def _owner_words(owner: _Owner) -> str:
     return f"{process} ({', '.join(marks)})" if marks else process
 
 
+#: the word that stands in an id for a server whose name has a number, which changes with the number of nodes
+_SEVERAL = "several"
 #: kind → the word that tells apart what pair, protocol and port do not
 _REASONS = {"blind-spot": "advice", "listener": "reason"}
 
 
 def _id(draft: _Draft) -> str:
     reason = draft.words.get(_REASONS.get(draft.kind, ""), "")
-    key = "|".join((draft.kind, draft.client, draft.server, draft.protocol, str(draft.port), reason))
+    server = draft.words.get(_SEVERAL, draft.server)
+    key = "|".join((draft.kind, draft.client, server, draft.protocol, str(draft.port), reason))
     return f"{draft.kind}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
 
 

@@ -575,6 +575,18 @@ def test_a_scan_of_many_nodes_is_one_finding() -> None:
     assert "tcp/22" in only(found(*flat))["title"]
 
 
+def test_a_scan_of_more_nodes_has_the_same_id() -> None:
+    """Else what is accepted is open again with each node that joins."""
+    scans = [
+        found(*(failed(SERVER, agent, 22) for agent in AGENTS[:n])) for n in (SCAN_NODES, SCAN_NODES + 2)
+    ]
+    assert only(scans[0])["server"] != only(scans[1])["server"]
+    others = found(*(failed(SERVER_2, agent, 22) for agent in AGENTS)), found(*ports(SERVER, AGENT, 50))
+    ids = [only(table)["id"] for table in (*scans, *others)]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+
+
 def test_just_below_a_scan() -> None:
     assert set(found(*ports(AGENT, SERVER, SCAN_PORTS - 1))["kind"]) == {"violation"}
     assert set(found(*(failed(SERVER, agent, 22) for agent in AGENTS[: SCAN_NODES - 1]))["kind"]) == {
