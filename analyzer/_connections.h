@@ -403,6 +403,105 @@ static int number_connections(struct pairing *p, __u32 *firsts)
     return 0;
 }
 
+/* ---- one flow under two network identifiers ---- */
+
+#define SEVERAL (NONE - 1) /* more than one number */
+
+/* Of each connection: which ends sent. */
+enum side { SIDE_LOW = 1, SIDE_HIGH = 2, SIDE_BOTH = 3 };
+
+/* The connections inside one kind of tunnel that have the same ends, whatever their VNI. */
+struct halves {
+    __u32 low, high; /* the one that only this end sent; NONE, or SEVERAL */
+    bool has_whole;  /* in one of them both ends sent */
+};
+
+static bool has_same_tunnel(const void *all, __u32 number, const void *wanted)
+{
+    const struct seeker *seeker = all;
+
+    return key_of(seeker->p, seeker->firsts[number])->tunnel == seeker->key->tunnel &&
+           has_same_ends(all, number, wanted);
+}
+
+static void note_half(struct halves *h, __u32 connection, __u8 sides)
+{
+    __u32 *half = sides == SIDE_LOW ? &h->low : &h->high;
+
+    if (sides == SIDE_BOTH)
+        h->has_whole = true;
+    else
+        *half = *half == NONE ? connection : SEVERAL;
+}
+
+/* `halves`: of the first connection of each kind of tunnel and ends; `sides`, `hashes`: of each connection */
+static int collect_halves(struct seeker *seeker, const __u32 *hashes, const __u8 *sides, struct halves *halves)
+{
+    const struct pairing *p = seeker->p;
+    struct index index;
+
+    if (index_init(&index, p->connection_count))
+        return -1;
+    for (__u32 i = 0; i < p->connection_count; i++) {
+        struct slot *slot;
+        struct ends ends;
+
+        halves[i] = (struct halves){NONE, NONE, false};
+        if (!is_tunnelled(p, seeker->firsts[i]))
+            continue;
+        ends = ends_of(p, seeker->firsts[i]);
+        seeker->key = key_of(p, seeker->firsts[i]);
+        slot = index_find(&index, hashes[i], has_same_tunnel, seeker, &ends);
+        if (!slot->number)
+            index_put(&index, slot, hashes[i], i);
+        note_half(&halves[slot->number - 1], i, sides[i]);
+    }
+    index_free(&index);
+    return 0;
+}
+
+/* Halves that belong together become the connection that was numbered first. `into`: of each connection */
+static void join_halves(struct pairing *p, __u32 *firsts, const struct halves *halves, __u32 *into)
+{
+    for (__u32 i = 0; i < p->connection_count; i++)
+        into[i] = i;
+    for (__u32 i = 0; i < p->connection_count; i++) {
+        const struct halves *h = &halves[i];
+        __u32 other = h->low == i ? h->high : h->low;
+
+        if (h->has_whole || h->low >= SEVERAL || h->high >= SEVERAL)
+            continue;
+        into[other] = i;
+        firsts[other] = firsts[i];
+    }
+    for (__u32 i = 0; i < p->tuple_count; i++)
+        p->connection_of[i] = into[p->connection_of[i]];
+}
+
+/*
+ * Cilium writes who sent a packet where the VNI stands (the sender's security identity), so that a flow's directions
+ * differ in it. Of all that was seen between two ends exactly two halves, one each way, are taken for one connection:
+ * of a network's own both would have been seen under one VNI.
+ */
+static int connect_halves(struct pairing *p, __u32 *firsts, const __u32 *hashes)
+{
+    struct seeker seeker = {.p = p, .firsts = firsts};
+    struct halves *halves = malloc(p->connection_count * sizeof(*halves) + 1);
+    __u32 *into = malloc(p->connection_count * sizeof(*into) + 1);
+    __u8 *sides = calloc(p->connection_count + 1, sizeof(*sides));
+    int failed = !halves || !into || !sides;
+
+    for (__u32 i = 0; !failed && i < p->tuple_count; i++)
+        sides[p->connection_of[i]] |= p->marks[i] & MARK_REVERSE ? SIDE_HIGH : SIDE_LOW;
+    failed = failed || collect_halves(&seeker, hashes, sides, halves);
+    if (!failed)
+        join_halves(p, firsts, halves, into);
+    free(halves);
+    free(into);
+    free(sides);
+    return failed ? -1 : 0;
+}
+
 /* ---- what was seen inside a tunnel and outside of it ---- */
 
 static inline const __u8 *tunnel_end(const struct pairing *p, __u32 number)
@@ -454,10 +553,10 @@ static bool is_tunnel_end(const struct pairing *p, const struct index *ends, con
     return index_find(ends, address_hash(address, p->seed), is_same_tunnel_end, p, address)->number;
 }
 
-/* The connections inside of tunnels that have the same ends; NONE where there are none, SEVERAL. */
-#define SEVERAL (NONE - 1)
-
-/* `hashes`: of each connection's ends */
+/*
+ * `inner`: the connection inside of a tunnel, of the first of each that have the same ends; NONE of others, SEVERAL.
+ * `hashes`: of each connection's ends. Two with one first tuple are one.
+ */
 static int collect_inner(const struct seeker *seeker, const __u32 *hashes, struct index *index, __u32 *inner)
 {
     const struct pairing *p = seeker->p;
@@ -474,7 +573,8 @@ static int collect_inner(const struct seeker *seeker, const __u32 *hashes, struc
         ends = ends_of(p, seeker->firsts[i]);
         slot = index_find(index, hashes[i], has_same_ends, seeker, &ends);
         if (slot->number) {
-            inner[slot->number - 1] = SEVERAL;
+            if (seeker->firsts[slot->number - 1] != seeker->firsts[i])
+                inner[slot->number - 1] = SEVERAL;
             continue;
         }
         inner[i] = i;
@@ -541,7 +641,7 @@ static int connect_tuples(struct pairing *p)
 
     p->connection_of = malloc(p->tuple_count * sizeof(*p->connection_of) + 1);
     failed = !firsts || !p->connection_of || number_connections(p, firsts) ||
-             (p->has_tunnels && fold_plain(p, firsts, p->ends_hashes));
+             (p->has_tunnels && (connect_halves(p, firsts, p->ends_hashes) || fold_plain(p, firsts, p->ends_hashes)));
     free(firsts);
     free(p->ends_hashes);
     p->ends_hashes = NULL;

@@ -245,7 +245,7 @@ def _spans(records: Rows, time: Choice) -> Mask:
 
 def _flow_keys(whole: OneWay, records: Rows) -> npt.NDArray[np.uint8]:
     """What all records of a flow have in common, whichever way they go. ICMP's types differ by direction, and
-    so does the port that a tunnel's carrier is sent from.
+    so do the port that a tunnel's carrier is sent from, and Cilium's VNIs.
     """
     is_row = "interface" in (records.dtype.names or ())
     names = np.array([observer.source for observer in whole.observers] or [""])
@@ -253,17 +253,17 @@ def _flow_keys(whole: OneWay, records: Rows) -> npt.NDArray[np.uint8]:
     source = sources[records["interface" if is_row else "observer"]]
     ports = [records[name].copy() for name in _PORTS]
     portless = np.isin(records["protocol"], _ICMP)
-    tunnel, vni = np.zeros(len(records), np.uint8), np.zeros(len(records), np.uint32)
+    tunnel = np.zeros(len(records), np.uint8)
     if is_row:
         portless |= (records["events"] & np.uint8(EVENT_CARRIER)) > 0
-        tunnel, vni = records["tunnel"], records["vni"]
+        tunnel = records["tunnel"]
     for column in ports:
         column[portless] = 0
     turned = _later(records["src"], records["dst"], *ports)
     low, high = (np.where(turned, a, b) for a, b in ((ports[1], ports[0]), (ports[0], ports[1])))
     ends = [records[name].copy() for name in ("src", "dst")]
     ends[0][turned], ends[1][turned] = records["dst"][turned], records["src"][turned]
-    return pack(*ends, low, high, records["protocol"], tunnel, vni, source)
+    return pack(*ends, low, high, records["protocol"], tunnel, source)
 
 
 def _later(src: Array, dst: Array, src_port: Array, dst_port: Array) -> Mask:

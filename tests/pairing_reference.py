@@ -190,11 +190,30 @@ def _connections(t: Tuples, rows: Rows) -> Connections:
     code = np.where(icmp, t.key["dst_port"], 0).astype(np.uint16)
     plain = pack(*ends, *ports, t.type, code, t.protocol, t.carrier.view(np.uint8))
     numbers, first = group(np.concatenate([plain, pack(t.key["vni"], t.key["tunnel"])], axis=1))
+    numbers, first = _join_halves(numbers, first, plain, t)
     apart = _is_tunnel_end(rows, *ends)[first]
     of_tuple = _fold_plain(plain[first], t.key["tunnel"][first] > 0, apart)[numbers]
     low, high = (_sent_by(of_tuple, t, reverse, len(first)) for reverse in (False, True))
     either = np.where(low >= 0, low, high)
     return Connections(of_tuple, low, high, either, t.carrier[either], t.protocol[either])
+
+
+def _join_halves(
+    numbers: Indices, first: Indices, plain: npt.NDArray[np.uint8], t: Tuples
+) -> tuple[Indices, Indices]:
+    """Connections in one kind of tunnel with the same ends, of which one end sent under one VNI and the other
+    under another, and no more than these: one connection.
+    """
+    sides, into = np.zeros(len(first), np.uint8), np.arange(len(first))
+    np.bitwise_or.at(sides, numbers, np.where(t.reverse, 2, 1).astype(np.uint8))
+    tunnel = t.key["tunnel"][first]
+    families = group(np.concatenate([plain[first], pack(tunnel)], axis=1))[0]
+    for family in np.unique(families[tunnel > 0]):
+        mine = np.flatnonzero(families == family)
+        if sorted(sides[mine].tolist()) == [1, 2]:
+            into[mine] = mine.min()
+    _, joined, of_tuple = np.unique(into[numbers], return_index=True, return_inverse=True)
+    return of_tuple, joined
 
 
 def _is_tunnel_end(rows: Rows, low: Array, high: Array) -> Booleans:

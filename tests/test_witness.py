@@ -119,6 +119,41 @@ def test_a_flow_that_is_in_two_tunnels_is_not_folded_into_either() -> None:
     ]
 
 
+def identified(frames: list[bytes], *, node: str = AGENT[0]) -> list[bytes]:
+    """Carriers as Cilium makes them: the VNI is the sender's identity."""
+    out = [frame[26:30] == segment(POD, PEER, 0)[26:30] for frame in frames]
+    return [
+        fr.carried(frame, node, SERVER[0], vni=4711) if to else fr.carried(frame, SERVER[0], node, vni=815)
+        for frame, to in zip(frames, out, strict=True)
+    ]
+
+
+def test_a_flow_whose_directions_have_each_their_vni_is_one() -> None:
+    """Seen on the pod's veth as well, it is that flow all the same."""
+    talk_of_pods = talk(POD, PEER)
+    for frames in (identified(talk_of_pods), [*talk_of_pods, *identified(talk_of_pods)]):
+        table = pair(capture("x.pcap", timed(frames)))
+        inner = only(table[table["server"] == PEER[0]])
+        assert counts(inner) == (5, 3)
+        assert (inner["outcome"], inner["direction_by"], inner["vni"]) == ("answered", "syn", 4711)
+        assert (inner["outer_client"], inner["outer_server"]) == (AGENT[0], SERVER[0])
+
+
+def test_networks_that_can_be_told_apart_stay_apart() -> None:
+    """Both directions in one network and one of them in another; or one direction in each of two, and in two
+    both.
+    """
+    ask, answer = talk(POD, PEER)[:2]
+    way, back = (AGENT[0], SERVER[0]), (SERVER[0], AGENT[0])
+    whole = [fr.carried(ask, *way, vni=1), fr.carried(answer, *back, vni=1)]
+    for more in ([fr.carried(answer, *back, vni=2)], [fr.carried(ask, *way, vni=2)]):
+        table = pair(capture("x.pcap", timed([*whole, *more])))
+        assert sorted(table[table["server"] == PEER[0]]["vni"]) == [1, 2]
+    asked = [fr.carried(ask, *way, vni=vni) for vni in (1, 2)]
+    table = pair(capture("x.pcap", timed([*asked, fr.carried(answer, *back, vni=3)])))
+    assert sorted(table[table["server"] == PEER[0]]["vni"]) == [1, 2, 3]
+
+
 def test_a_forged_inner_packet_does_not_hide_a_flow_of_nodes() -> None:
     """Whoever may send VXLAN can send an inner packet of any 5-tuple: that of a flow between nodes too."""
     forged = fr.carried(segment(AGENT, SERVER, SYN), AGENT[0], SERVER[0])
