@@ -49,6 +49,7 @@ LEFTOVER_AGE = 600 * NS
 #: windows that are no further apart are one; a node's clock is set, and a part's end is the next one's start
 GAP = NS
 _MOST_PARTS = 4096  # that one part takes the place of
+_MOST_RECORDS = 1 << 20  # that are put together: some 0.7 kB of memory each, however well they are packed
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
 
@@ -271,13 +272,13 @@ def _interval(part: Stored, rules: Rules) -> int:
 
 def _runs(parts: Sequence[Stored], target: int) -> Iterator[list[Stored]]:
     run: list[Stored] = []
-    size = 0
+    size = records = 0
     for part in parts:
-        if run and (size + part.size > target or len(run) == _MOST_PARTS):
+        size, records = size + part.size, records + part.records
+        if run and (size > target or records > _MOST_RECORDS or len(run) == _MOST_PARTS):
             yield run
-            run, size = [], 0
+            run, size, records = [], part.size, part.records
         run.append(part)
-        size += part.size
     if run:
         yield run
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from nodes import plain_facts, with_facts
 from typer.testing import CliRunner
 
-from analyzer import store
+from analyzer import flow_store, store
 from analyzer.analysis import Analysis
 from analyzer.choice import EVER, Choice
 from analyzer.cluster import load_cluster
@@ -193,6 +193,17 @@ def test_target_size(tmp_path: Path) -> None:
     before = read_inputs([tmp_path])
     work = compact(tmp_path, Rules(target=2 * size), NOW)
     assert [len(batch.parts) for batch in work.batches] == [2, 2, 2]
+    same(read_inputs([tmp_path]), before)
+
+
+def test_no_more_is_put_together_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are packed well or badly: bytes alone say nothing of them. Again, and nothing is left to do."""
+    fill(tmp_path, 6)
+    before = read_inputs([tmp_path])
+    records = {part.records for part in stored(tmp_path)[0]}
+    monkeypatch.setattr(flow_store, "_MOST_RECORDS", 2 * max(records) + 1)
+    assert [len(batch.parts) for batch in compact(tmp_path, Rules(), NOW).batches] == [2, 2, 2]
+    assert compact(tmp_path, Rules(), NOW).batches == []
     same(read_inputs([tmp_path]), before)
 
 
