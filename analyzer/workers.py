@@ -10,6 +10,7 @@ runs twice, since its worker died, changes nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -363,7 +364,8 @@ def _held() -> Iterator[Iterable[int]]:
 @contextmanager
 def _connected(scheduler: Any) -> Iterator[Any]:
     """A client of a scheduler that has workers with the same software as this process."""
-    from distributed import Client  # noqa: PLC0415  an extra
+    from distributed import CancelledError, Client  # noqa: PLC0415  an extra
+    from distributed.comm import CommClosedError  # noqa: PLC0415  an extra
 
     where = scheduler if isinstance(scheduler, str) else "the local scheduler"
     try:
@@ -374,9 +376,29 @@ def _connected(scheduler: Any) -> Iterator[Any]:
             where=where,
             next_step="start one with `dask scheduler`, and look whether the address and port are open",
         ) from error
-    with client:
-        _check_workers(client, where)
-        yield client
+    with _unlogged(), client:
+        try:
+            _check_workers(client, where)
+            yield client
+        except (CancelledError, CommClosedError) as error:
+            raise LiveError(
+                "the scheduler went away before all was done",
+                where=where,
+                next_step="look why it ended and whether the network holds, then run this again",
+            ) from error
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """What Dask logs of a connection that is lost, with tracebacks, is told in one line instead."""
+    handlers = [(handler, handler.level) for handler in logging.getLogger("distributed").handlers]
+    for handler, _ in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in handlers:
+            handler.setLevel(level)
 
 
 def _check_workers(client: Any, where: str) -> None:

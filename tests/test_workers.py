@@ -261,6 +261,39 @@ def test_a_worker_killed_in_the_middle(tmp_path: Path) -> None:
     assert sum(map(len, tables)) == len(whole.flows)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_scheduler_that_ends_in_the_middle(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whether it says so or not, this machine cannot do it; and no traceback of Dask's stands beside that."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = f"tcp://127.0.0.1:{port}"
+    dask = [sys.executable, "-m", "dask"]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+    def end(done: int, _: int) -> None:
+        if done:
+            asked.send_signal(number)
+
+    with (
+        subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", port], **quiet) as asked,
+        subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-nanny"], **quiet) as worker,
+    ):
+        try:
+            error = fails(
+                LiveError,
+                "the scheduler went away",
+                RECORDED / "offences",
+                scheduler=address,
+                progress=end,
+            )
+        finally:
+            for process in (worker, asked):
+                process.kill()
+    assert (error.where, error.exit_status) == (address, 3)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # ---- what comes back ----
 
 
