@@ -183,6 +183,7 @@ def read_inputs(
 def _listed(address: str, beyond: tables.Beyond) -> list[Input]:
     with _told(address):
         store, place = _store(address)
+        store.invalidate_cache()  # of listings, which the process keeps: others write there meanwhile
         if store.isfile(place):
             sizes = {place: store.info(place)["size"]}
         else:
@@ -268,6 +269,7 @@ def is_empty(folder: str) -> bool:
     """Whether nothing is in a folder yet, or no such folder is there."""
     with _told(folder, "read", "check the address and the rights"):
         store, place = _store(folder)
+        store.invalidate_cache()
         return not store.exists(place) or not store.find(place)
 
 

@@ -132,6 +132,30 @@ def test_an_address_without_workers(bucket: str) -> None:
     assert {ledger.source for ledger in mixed.coverage} == {"agent-1.pcap", "server-1.pcap"}
 
 
+def test_an_address_is_listed_anew_each_time(bucket: str) -> None:
+    """A process that lives long, as a notebook does, sees what others wrote and deleted meanwhile."""
+    other = pytest.importorskip("fsspec").filesystem("s3", skip_instance_cache=True)
+    place = f"{BUCKET}/grows"
+
+    def frames() -> list[tuple[str, int]]:
+        return [(ledger.source, ledger.frames) for ledger in read_inputs([f"s3://{place}/"]).coverage]
+
+    def put(name: str, content: str) -> None:
+        other.put_file(str(RECORDED / "offences" / content), f"{place}/{name}")
+
+    put("a.pcap", "agent-1.pcap")
+    assert frames() == [("a.pcap", 639)]
+    put("b.pcap", "agent-2.pcap")
+    assert frames() == [("a.pcap", 639), ("b.pcap", 533)]
+    put("a.pcap", "server-1.pcap")
+    assert frames() == [("a.pcap", 1703), ("b.pcap", 533)]
+    assert not is_empty(f"s3://{place}")
+    other.rm(place, recursive=True)
+    assert is_empty(f"s3://{place}")
+    with pytest.raises(CaptureError, match="no capture"):
+        frames()
+
+
 def unfinished(folder: Path) -> Path:
     """The recorded parts compacted by a run that was stopped before it deleted any."""
     shutil.copytree(RECORDED / "live", folder)
