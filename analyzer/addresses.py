@@ -35,13 +35,15 @@ _PEEKS = 32  # objects whose first bytes are asked for at a time
 
 class Input(NamedTuple):
     """A capture, a flow file or a part. `kind`: as :func:`analyzer.store.kind_of` has it; `size`: bytes, 0
-    where not known; `unread`: how many parts of its sources were left out beside it by choice.
+    where not known; `unread`: how many parts of its sources were left out beside it by choice; `given`: the
+    path or address as it was given, or found below what was.
     """
 
     address: str
     kind: str
     size: int
     unread: Unread = ()
+    given: str = ""
 
 
 def is_address(given: str | os.PathLike[str]) -> bool:
@@ -59,12 +61,11 @@ def find_inputs(given: Sequence[str | Path], choice: Choice = ALL) -> list[Input
     read elsewhere; LiveError where what speaks to a store is not installed.
     """
     beyond = tables.Beyond(choice)
-    found = [
-        one
-        for each in given
-        for one in (_listed(str(each), beyond) if is_address(each) else _local(each, beyond))
-    ]
-    found = list({one.address: one for one in found}.values())
+    once: dict[str, Input] = {}
+    for each in given:
+        for one in _listed(str(each), beyond) if is_address(each) else _local(each, beyond):
+            once.setdefault(_identity(one), one)
+    found = list(once.values())
     gone = tables.replaced_among(found, _name, _replaces, _content_id)
     kept = tables.selected([one for one in found if one not in gone], _notes, beyond)
     return [one._replace(unread=unread) for one, unread in kept]
@@ -76,9 +77,15 @@ def _local(given: str | Path, beyond: tables.Beyond) -> list[Input]:
             "standard input cannot be read by workers", where="-", next_step="write it to a file first"
         )
     return [
-        Input(os.path.abspath(path), tables.kind_of(path), _size(path))
+        Input(os.path.abspath(path), tables.kind_of(path), _size(path), given=str(path))
         for path in tables.listed([given], beyond)
     ]
+
+
+def _identity(one: Input) -> str:
+    """The same for what is one file of this machine, by whichever path or address."""
+    path = one.address.removeprefix("file://")
+    return one.address if is_address(path) else os.path.realpath(path)
 
 
 def _name(one: Input) -> str:
@@ -125,7 +132,7 @@ class Source(NamedTuple):
 def sources(found: Sequence[Input]) -> list[Source]:
     """Captures first, each with the name that :func:`analyzer.store.read_inputs` gives it."""
     captures = [one for one in found if one.kind not in tables.FLOW_FILES]
-    names = source_names([one.address for one in captures])
+    names = source_names([one.given for one in captures])
     rest = [one for one in found if one.kind in tables.FLOW_FILES]
     return [*map(Source, captures, names), *(Source(one, "") for one in rest)]
 
@@ -195,7 +202,7 @@ def _listed(address: str, beyond: tables.Beyond) -> list[Input]:
         with ThreadPoolExecutor(_PEEKS) as threads:
             kinds = list(threads.map(lambda name: _kind(store.cat_file(name, start=0, end=_HEAD)), shown))
     found = [
-        Input(store.unstrip_protocol(name), kind, int(sizes[name] or 0))
+        Input(whole := store.unstrip_protocol(name), kind, int(sizes[name] or 0), given=whole)
         for name, kind in zip(shown, kinds, strict=True)
         if kind
     ]

@@ -249,6 +249,20 @@ def test_flows_without_a_cluster(scheduler: str, tmp_path: Path) -> None:
     assert sum(map(len, tables)) == count
 
 
+def test_inputs_are_named_and_counted_as_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one name in two folders, by relative paths; and one file by its path, a link and its address."""
+    monkeypatch.chdir(tmp_path)
+    for name, capture in (("x/a.pcap", "agent-1"), ("y/a.pcap", "server-1"), ("y/b.pcap", "agent-2")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(OFFENCES / f"{capture}.pcap", name)
+    Path("link").symlink_to("y")
+    Path("x/b.pcap").symlink_to("../y/b.pcap")
+    whole = analyze("x", "y", cluster=cluster_of(OFFENCES))
+    assert [ledger.source for ledger in whole.coverage] == ["x/a.pcap", "b.pcap", "y/a.pcap"]
+    for more in ((), ("link", "link/a.pcap"), (f"file://{tmp_path}/y", f"file://{tmp_path}/link/")):
+        assert_as_on_one(workers.analyze("x", "y", *more, cluster=cluster_of(OFFENCES)), whole)
+
+
 # ---- a worker dies ----
 
 
