@@ -289,14 +289,18 @@ def make_folder(folder: str) -> None:
 
 def _store(address: str) -> tuple[Any, str]:
     try:
-        from fsspec.core import url_to_fs  # noqa: PLC0415  an extra
+        from fsspec.core import get_filesystem_class, split_protocol, url_to_fs  # noqa: PLC0415  an extra
     except ImportError as error:
         raise LiveError(
             "fsspec, which reads addresses, is not installed",
             where=address,
             next_step="pip install 'rke2-flows[cluster]'",
         ) from error
-    store, place = url_to_fs(address)
+    if is_address(address.rpartition("::")[2]):
+        store, place = url_to_fs(address)
+    else:  # `::` as in an IPv6 address is no chain of fsspec's
+        kind = get_filesystem_class(split_protocol(address)[0] or "file")
+        store, place = kind(**kind._get_kwargs_from_urls(address)), kind._strip_protocol(address)
     return store, str(place)
 
 

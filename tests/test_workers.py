@@ -513,6 +513,22 @@ def test_what_a_folder_at_an_address_holds() -> None:
         store.rm("/day", recursive=True)
 
 
+def test_an_ipv6_address_in_a_name(bucket: str, tmp_path: Path) -> None:
+    """It is a part of the name, of an input and of the folder that is written, not fsspec's chain of two."""
+    folder = tmp_path / "fd00::11"
+    shutil.copytree(OFFENCES, folder)
+    store = pytest.importorskip("fsspec").filesystem("s3")
+    for path in folder.iterdir():
+        store.put_file(str(path), f"{BUCKET}/fd00::11/{path.name}")
+    for place in (f"file://{folder}", f"{bucket}/fd00::11/"):
+        assert_as_on_one(workers.analyze(place, cluster=cluster_of(OFFENCES)), WHOLE)
+    for out in (tmp_path / "out::1", f"{bucket}/out::1"):
+        assert workers.flows(folder, folder=out)[0] == len(WHOLE.flows)
+        assert not is_empty(str(out))
+    assert len(list((tmp_path / "out::1").iterdir())) > 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_schedulers_at_fault(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "TIMEOUT", 1)
     with socket.socket() as taken:  # a port that nobody listens on
