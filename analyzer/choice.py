@@ -161,7 +161,7 @@ def sift(whole: OneWay, choice: Choice) -> OneWay:
 
 def unread_groups(part: OneWay) -> OneWay:
     """A part of which groups of rows that hold nothing chosen were not read: the ledger has their packets."""
-    read = _packets(part, part.rows)
+    read = packets_of(part, part.rows)
     ledgers = (_moved(ledger, max(0, ledger.flow - read[ledger.source])) for ledger in part.coverage)
     return replace(part, coverage=tuple(ledgers))
 
@@ -320,7 +320,7 @@ def _among(column: Array, addresses: Collection[bytes]) -> Mask:
 
 def _counted(whole: OneWay, rows: Rows, fragments: Rows) -> tuple[Coverage, ...]:
     """The ledgers with what was left out. Waiting fragments are in no count but `frames` yet."""
-    left, waited = _packets(whole, rows), _packets(whole, fragments)
+    left, waited = packets_of(whole, rows), packets_of(whole, fragments)
     return tuple(
         replace(moved, not_chosen=moved.not_chosen + waited[moved.source])
         for moved in (_moved(ledger, left[ledger.source]) for ledger in whole.coverage)
@@ -333,7 +333,7 @@ def _moved(ledger: Coverage, packets: int) -> Coverage:
     return replace(ledger, flow=ledger.flow - count, not_chosen=ledger.not_chosen + count)
 
 
-def _packets(whole: OneWay, records: Rows) -> Counter[str]:
+def packets_of(whole: OneWay, records: Rows) -> Counter[str]:
     """Packets of each source, without those in tunnels, which their carriers count for."""
     outside = records[records["tunnel"] == 0]
     sums = np.zeros(len(whole.observers), np.uint64)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analyzer._grouping import ADDRESS, Array, group, pack
-from analyzer.choice import ALL, Choice, sift
+from analyzer.choice import ALL, Choice, packets_of, sift
 from analyzer.facts import Facts
 from analyzer.flows import format_address, pair, parse_address
 from analyzer.rows import EVENT_SYN_ACK, NO_TIME, ROW, Coverage, Endpoint, Observer, OneWay, Rows, merge
@@ -97,12 +97,12 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def deal(whole: OneWay, count: int, ends: Ends) -> list[Share]:
     """Cuts one-way rows into `count` shares by the unordered pair of their ends; their order stays.
 
-    The first share takes the ledgers, the others take empty ones of the same sources: added up they are the
-    whole's.
+    Each share takes of the ledgers what its rows count, and when they watched, so that rows can be chosen of
+    its flows alone; the first one also what ended in no row. Added up they are the whole's.
     """
-    empty = tuple(Coverage(ledger.source) for ledger in whole.coverage)
     rows, fragments = (_dealt(part, count, ends) for part in (whole.rows, whole.fragments))
     facts = _dealt_facts(whole.facts, count, ends)
+    ledgers = _dealt_ledgers(whole, rows, fragments)
     return [
         Share(
             replace(
@@ -110,7 +110,7 @@ def deal(whole: OneWay, count: int, ends: Ends) -> list[Share]:
                 rows=rows[i],
                 fragments=fragments[i],
                 facts=facts[i],
-                coverage=empty if i else whole.coverage,
+                coverage=ledgers[i],
                 listeners=frozenset() if i else whole.listeners,
             )
         )
@@ -123,6 +123,24 @@ def _dealt(records: Rows, count: int, ends: Ends) -> list[Rows]:
     share = (_mixed(src + dst) % np.uint64(count)).astype(np.intp)
     order = np.argsort(share, kind="stable")
     return np.split(records[order], np.cumsum(np.bincount(share, minlength=count))[:-1])
+
+
+def _dealt_ledgers(
+    whole: OneWay, rows: Sequence[Rows], fragments: Sequence[Rows]
+) -> list[tuple[Coverage, ...]]:
+    """What the rows of a flow table count is less than its ledger has; what they count is never more."""
+    rest = {ledger.source: ledger for ledger in whole.coverage}
+    dealt: list[tuple[Coverage, ...]] = []
+    for mine, waiting in zip(rows[1:], fragments[1:], strict=True):
+        counted, waited = packets_of(whole, mine), packets_of(whole, waiting)
+        taken = []
+        for source, ledger in rest.items():
+            flow = min(ledger.flow, ledger.frames, counted[source])
+            frames = flow + min(ledger.frames - flow, waited[source])
+            taken.append(Coverage(source, ledger.start, ledger.end, frames, flow))
+            rest[source] = replace(ledger, frames=ledger.frames - frames, flow=ledger.flow - flow)
+        dealt.append(tuple(taken))
+    return [tuple(rest.values()), *dealt]
 
 
 def _dealt_facts(facts: Facts, count: int, ends: Ends) -> list[Facts]:

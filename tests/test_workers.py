@@ -32,7 +32,7 @@ from analyzer.flow_store import Rules, compact
 from analyzer.flows import parse_address
 from analyzer.report import MATRICES, summary
 from analyzer.rows import ROW, Coverage, Observer, OneWay
-from analyzer.store import read_flow_file, write_rows
+from analyzer.store import read_flow_file, write_flows, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,6 +238,25 @@ def test_flows_written_by_workers_are_read_back(bucket: str, scheduler: str, tmp
     tables = [read_flow_file(path).table for path in sorted((tmp_path / "judged").iterdir())]
     assert sum(map(len, tables)) == len(whole.flows)
     assert sum(int(table["bytes_out"].sum()) for table in tables) == int(whole.flows["bytes_out"].sum())
+
+
+@pytest.mark.parametrize("ports", [(), (6443, 10250)])
+def test_flows_written_by_workers_are_chosen_from(
+    ports: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledgers say of all files what they say of one: how much was not chosen, and when they watched."""
+    monkeypatch.setattr(workers, "LEAST_BYTES", 1)
+    workers.analyze(OFFENCES, cluster=cluster_of(OFFENCES), folder=tmp_path / "all")
+    assert len(list((tmp_path / "all").iterdir())) > 2
+    write_flows(WHOLE.flows, tmp_path / "one.parquet", WHOLE.coverage)
+    middle = WHOLE.coverage[0].start + 2 * 10**9
+    for choice in (Choice(since=middle, ports=frozenset(ports)), Choice(ports=frozenset(ports))):
+        one, all_ = (read_inputs([tmp_path / name], choice=choice) for name in ("one.parquet", "all"))
+        assert len(one.rows) == len(all_.rows) > 0
+        assert sorted(all_.coverage, key=str) == sorted(one.coverage, key=str)
+    for name in ("one.parquet", "all"):
+        with pytest.raises(CaptureError, match="nothing was recorded"):
+            read_inputs([tmp_path / name], choice=Choice(until=1))
 
 
 def test_flows_without_a_cluster(scheduler: str, tmp_path: Path) -> None:
