@@ -368,6 +368,7 @@ def _connected(scheduler: Any) -> Iterator[Any]:
     from distributed.comm import CommClosedError  # noqa: PLC0415  an extra
 
     where = scheduler if isinstance(scheduler, str) else "the local scheduler"
+    _check_certificates(where)
     try:
         client = Client(scheduler, timeout=TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -399,6 +400,23 @@ def _unlogged() -> Iterator[None]:
     finally:
         for handler, level in handlers:
             handler.setLevel(level)
+
+
+def _check_certificates(where: str) -> None:
+    """A client that begins without them ends in a traceback, after a long wait."""
+    from distributed.security import Security  # noqa: PLC0415  an extra
+
+    try:
+        if not where.startswith("tls://") or Security().get_connection_args("client")["ssl_context"]:
+            return
+        fault = "no certificates are set for TLS"
+    except OSError as error:
+        fault = f"the certificates for TLS cannot be read: {error.strerror or error}"
+    raise LiveError(
+        fault,
+        where=where,
+        next_step="set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, and __CLIENT__CERT and __CLIENT__KEY beside it",
+    )
 
 
 def _check_workers(client: Any, where: str) -> None:

@@ -549,6 +549,8 @@ def test_an_ipv6_address_in_a_name(bucket: str, tmp_path: Path) -> None:
 
 
 def test_schedulers_at_fault(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
     monkeypatch.setattr(workers, "TIMEOUT", 1)
     with socket.socket() as taken:  # a port that nobody listens on
         taken.bind(("127.0.0.1", 0))
@@ -556,6 +558,11 @@ def test_schedulers_at_fault(scheduler: str, monkeypatch: pytest.MonkeyPatch) ->
         error = fails(LiveError, "no Dask scheduler answers", OFFENCES, scheduler=nobody)
     assert (error.where, error.exit_status) == (nobody, 3)
     fails(CaptureError, "no scheduler is called 'thread'", OFFENCES, scheduler="thread")
+    safe = nobody.replace("tcp", "tls")
+    fails(LiveError, "no certificates are set for TLS", OFFENCES, scheduler=safe)
+    files = ("ca-file", "client.cert", "client.key")
+    with dask.config.set({f"distributed.comm.tls.{name}": os.devnull for name in files}):
+        fails(LiveError, "the certificates for TLS cannot be read", OFFENCES, scheduler=safe)
     monkeypatch.setattr(workers, "analyzer_version", lambda: "0.0.1")
     error = fails(LiveError, "rke2-flows .* there, 0.0.1 here", OFFENCES, scheduler=scheduler)
     assert error.where.startswith("tcp://127.0.0.1:")
