@@ -502,7 +502,8 @@ class FlowColumns:
     def _end(self, side: str, rows: Rows) -> _Coded:
         (node, nodes), (address, addresses) = (self._text(n, rows) for n in (f"{side}_node", side))
         names = np.concatenate([nodes, addresses])
-        if side not in self._ends:
+        # names are those of all rows where both are categories, else of `rows` alone
+        if side not in self._ends or not {f"{side}_node", side} <= self._names.keys():
             first: dict[str, int] = {}
             self._ends[side] = np.array([first.setdefault(text, n) for n, text in enumerate(names)], np.int64)
         codes = np.where(nodes[node] == "", len(nodes) + address, node)

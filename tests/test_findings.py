@@ -935,3 +935,13 @@ def test_node_names_with_patterns_in_them() -> None:
     assert (
         "It left a.b and never came to c+" in only(found(row, coverage=coverage, cluster=cluster))["advice"]
     )
+
+
+@pytest.mark.parametrize("kind", ["object", "str"])
+@pytest.mark.parametrize("name", ["offences", "blocked"])
+def test_texts_that_are_not_categories_make_the_same_findings(name: str, kind: str) -> None:
+    """As CSV read by pandas has them, or tables put together whose categories differ."""
+    run = recorded(name)
+    texts = [column for column in run.flows if run.flows[column].dtype == "category"]
+    plain = run.flows.astype(dict.fromkeys(texts, kind))
+    pd.testing.assert_frame_equal(find(plain, run.cluster, run.spec, run.coverage), run.findings)
