@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from analyzer.errors import CaptureError
 from analyzer.verdict import SCOPES, VERDICTS
 from analyzer.version import analyzer_version
 
@@ -109,7 +110,11 @@ def sums(flows: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _sums(flows: pd.DataFrame, by: str, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    codes = flows[by].cat.codes.to_numpy()
+    codes = pd.Categorical(flows[by].array, categories=names).codes
+    if (codes < 0).any():
+        raise CaptureError(
+            f"the flow table holds flows with no known {by}", next_step="judge the flows again"
+        )
     totals = {
         "flows": np.ones(len(flows), np.uint64),
         "packets": flows["packets_out"].to_numpy() + flows["packets_in"].to_numpy(),

@@ -266,3 +266,22 @@ def test_written_parts_make_the_same_findings(frames: list[Frame], cut: int, tmp
     parts, whole = analyze(folder, cluster=CLUSTER, spec=SPEC), analysed(frames)
     pd.testing.assert_frame_equal(parts.findings, whole.findings)
     assert parts.coverage == whole.coverage
+
+
+def test_sums_go_by_the_names_of_verdicts_whatever_their_categories() -> None:
+    """Pandas drops unused categories, sorts them, and makes plain text of tables put together."""
+    flows = analysed(EVERYTHING).flows
+    names = ["verdict", "scope"]
+    used = flows.assign(**{name: flows[name].cat.remove_unused_categories() for name in names})
+    for table in (used, flows.astype(dict.fromkeys(names, "str"))):
+        assert Analysis(table, CLUSTER, SPEC).sums == {
+            "verdicts": sums(flows, "verdict", VERDICTS),
+            "scopes": sums(flows, "scope", SCOPES),
+        }
+
+
+def test_a_flow_without_a_verdict_is_in_no_sum() -> None:
+    flows = analysed(EVERYTHING).flows
+    flows["verdict"] = flows["verdict"].where(flows["verdict"] != "unlisted")
+    with pytest.raises(CaptureError, match="no known verdict"):
+        _ = Analysis(flows, CLUSTER, SPEC).sums
