@@ -208,7 +208,8 @@ _MANY_OWNERS = 3
 PLACES = 3
 
 _MORE_SNAPLEN = "Capture with a larger snaplen: 160 bytes hold all headers."
-#: count in the ledger → (severity, what it is, what to do)
+_MORE_FOR_TUNNELS = "Capture with a larger snaplen: 160 bytes hold all headers, those in a tunnel too."
+#: count in the ledger → (severity, what it is, what to do); what to do tells ids apart (`_REASONS`)
 _BLIND_SPOTS = {
     "lost": (
         "medium",
@@ -231,7 +232,7 @@ _BLIND_SPOTS = {
         "later fragments belong to datagrams whose first fragment, which has the ports, was not seen",
         "Capture for longer, or where datagrams are still whole.",
     ),
-    "inner_truncated": ("low", "packets in tunnels are cut off within their headers", _MORE_SNAPLEN),
+    "inner_truncated": ("low", "packets in tunnels are cut off within their headers", _MORE_FOR_TUNNELS),
     "inner_malformed": ("low", "packets in tunnels contradict themselves", "Look at them in Wireshark."),
     "overflow": (
         "medium",

@@ -700,6 +700,14 @@ def test_several_gaps_of_several_captures_are_told_apart() -> None:
     assert table["id"].is_unique
 
 
+def test_all_gaps_of_one_capture_are_told_apart() -> None:
+    """A document with two findings of one id is not read as a baseline."""
+    all_gaps = ledger(damage="frame 3: cut", missing="why packets were dropped", **dict.fromkeys(BLIND, 1))
+    table = found(coverage=(all_gaps,))
+    assert len(table) == len(BLIND) + 2
+    assert table["id"].is_unique
+
+
 def test_a_gap_that_grows_keeps_its_id() -> None:
     assert only(found(coverage=(ledger(lost=1),)))["id"] == only(found(coverage=(ledger(lost=99),)))["id"]
 
