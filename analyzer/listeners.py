@@ -574,11 +574,15 @@ def _printable(text: str) -> str:
 
 
 def _missing(node: Node, of: Listening, spec: Spec) -> Iterator[Remark]:
-    """A rule of one port that this node's role serves, and nothing that listens for it."""
+    """A port of a rule of its own that this node's role serves, and nothing that listens for it; of several
+    such rules the first one's.
+    """
+    expected: dict[tuple[str, int], Rule] = {}
     for rule in spec.rules:
-        port = rule.first_port
-        expected = rule.protocol in _PROTOCOLS and port == rule.last_port and _serves(rule, node)
-        if not expected or (rule.protocol, port) in NO_SOCKET_PORTS:
+        if rule.protocol in _PROTOCOLS and rule.first_port == rule.last_port and _serves(rule, node):
+            expected.setdefault((rule.protocol, rule.first_port), rule)
+    for (protocol, port), rule in expected.items():
+        if (protocol, port) in NO_SOCKET_PORTS:
             continue
         mine = [one for one in of.sockets if _covers(rule, one)]
         if any(_is_open(one, node) for one in mine):
@@ -586,14 +590,14 @@ def _missing(node: Node, of: Listening, spec: Spec) -> Iterator[Remark]:
         bound = ", ".join(sorted({one.address for one in mine}))
         where = f"only on {bound}" if bound else "not at all"
         what = (
-            f"{node.name} ({node.role}) listens on {rule.protocol}/{port} {where}, though it should serve "
+            f"{node.name} ({node.role}) listens on {protocol}/{port} {where}, though it should serve "
             f"it ({rule.description or rule.id})"
         )
         yield Remark(
             "missing",
             _SEVERITIES["missing"],
             node.name,
-            rule.protocol,
+            protocol,
             port,
             what,
             _MISSING_ADVICE,

@@ -567,6 +567,15 @@ def test_they_are_findings_like_others() -> None:
     assert set(together["kind"]) == {"listener", "violation"}
 
 
+def test_what_two_rules_name_is_missed_once() -> None:
+    """As a site lets others in on a port that nodes have a rule for: one finding, under one id."""
+    outside = Rule("from-outside", "tcp", 10250, 10250, frozenset({"external"}), frozenset({"agent"}))
+    of = replace(analysis(), spec=replace(SPEC, rules=(*SPEC.rules, outside)))
+    table = compare(of, [Listening("agent-1", ())])
+    assert table["id"].is_unique
+    assert table["id"].tolist() == compare(analysis(), [Listening("agent-1", ())])["id"].tolist()
+
+
 def test_the_tables_of_ports_say_why() -> None:
     for table in (LOOPBACK_PORTS, KNOWN_PORTS, SILENT_PORTS):
         assert all(words and source for words, source in table.values())
