@@ -696,6 +696,14 @@ def test_tunnels_between_addresses_that_are_no_nodes_end_in_an_empty_table(known
     assert diagnose(of).empty
 
 
+def test_the_index_of_the_flows_does_not_matter() -> None:
+    """Tables that were put together have each label several times."""
+    of = recorded("offences")
+    twice = replace(of, flows=of.flows.set_axis([0] * len(of.flows)))
+    assert (of.flows["vni"] > 0).any()
+    assert diagnose(twice).to_dict("records") == diagnose(of).to_dict("records")
+
+
 def test_nothing_is_diagnosed_of_nothing() -> None:
     told = diagnose(Analysis.of(fr.read(fr.pcap([])), CLUSTER, load_spec()))
     assert told.empty
