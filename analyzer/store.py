@@ -195,7 +195,9 @@ def _vanished(files: Sequence[Path], given: Sequence[str | Path]) -> bool:
     standard input can be read but once.
     """
     named = {Path("-"), *map(Path, given)}
-    return Path("-") not in files and any(not path.exists() for path in files if path not in named)
+    return Path("-") not in files and any(
+        not _is_there(path, links=True) for path in files if path not in named
+    )
 
 
 def _restless(where: str) -> CaptureError:
@@ -298,7 +300,7 @@ def _path(given: str | Path) -> Path:
 
 
 def _files_of(path: Path, beyond: Beyond) -> list[Path]:
-    if str(path) == "-" or not path.is_dir():
+    if str(path) == "-" or not _is_folder(path):
         return [] if beyond.has(path) else [path]
     files = files_in(path, beyond)
     if not (files or beyond.parts):
@@ -308,6 +310,14 @@ def _files_of(path: Path, beyond: Beyond) -> list[Path]:
             next_step="give a folder with pcap, pcapng or Parquet files",
         )
     return files
+
+
+def _is_folder(path: Path) -> bool:
+    """False also where it cannot be told: who opens it says why."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def files_in(folder: Path, beyond: Beyond | None = None) -> list[Path]:
@@ -321,15 +331,30 @@ def files_in(folder: Path, beyond: Beyond | None = None) -> list[Path]:
     beyond = beyond or Beyond()
     for _ in range(_LISTINGS):
         seen = {path for _ in range(2) for path in _listed(folder)}
-        files = [path for path in sorted(seen) if not beyond.has(path) and path.is_file() and _counts(path)]
-        if all(map(os.path.lexists, seen)):
+        files = [path for path in sorted(seen) if not beyond.has(path) and _counts(path)]
+        if all(map(_is_there, seen)):
             return files
     raise _restless(str(folder))
 
 
+def _is_there(path: Path, *, links: bool = False) -> bool:
+    """Also what was listed in a folder that may not be entered. `links`: a link is what it leads to."""
+    try:
+        path.stat(follow_symlinks=links)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _counts(path: Path) -> bool:
-    """Whether a file is an input. One that cannot be opened may be: who reads it will say why it cannot."""
-    return bool(kind_of(path)) or is_closed(path)
+    """Whether it is a file and an input. What cannot be opened may be: who reads it says why it cannot."""
+    try:
+        is_file = path.is_file()
+    except OSError:
+        return True
+    return is_file and (bool(kind_of(path)) or is_closed(path))
 
 
 def is_closed(path: Path) -> bool:
@@ -415,9 +440,9 @@ def digest(stream: IO[bytes]) -> str:
 
 def kind_of(path: Path) -> str:
     """`capture`, `parquet`, `csv` or `jsonl` by the file's first bytes; empty for anything else."""
-    if str(path) == "-" or not path.is_file():
-        return ""
     try:
+        if str(path) == "-" or not path.is_file():
+            return ""
         with path.open("rb") as file:
             head = file.read(64)
     except OSError:
@@ -784,13 +809,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     with _writing(target):
-        is_special = target.exists() and not target.is_file()
-    if is_special:
+        as_it_is = target.exists() and not target.is_file()
+        beside = target if as_it_is else _beside(target)
+    if as_it_is:
         with _writing(target):
             yield target
         return
-    with _writing(target):
-        beside = _beside(target)
     try:
         with _writing(target):
             yield beside

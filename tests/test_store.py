@@ -352,6 +352,43 @@ def test_where_nothing_can_be_written(name: str, message: str, tmp_path: Path) -
     assert leftovers(tmp_path) == ["file", "folder.csv"]
 
 
+# ---- rights ----
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Rights do not bind root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everyone gets to, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("name", ["closed/x.csv", f"{'x' * 300}.csv"])
+def test_a_place_that_cannot_be_looked_at(name: str, open_folder: Path) -> None:
+    (open_folder / "closed").mkdir(mode=0)
+    place = open_folder / name
+    with as_nobody():
+        with pytest.raises(CaptureError, match=r"cannot be opened: (Permission denied|File name too long)"):
+            read_inputs([place])
+        with pytest.raises(CaptureError, match="is not a flow file"):
+            read_flows(place)
+        with pytest.raises(CaptureError, match=r"cannot be written: (Permission denied|File name too long)"):
+            write_flows(some(), place)
+
+
 # ---- reading what is none ----
 
 
@@ -512,37 +549,24 @@ def test_a_folder_without_captures(tmp_path: Path) -> None:
         read_inputs([tmp_path])
 
 
-@pytest.mark.parametrize("closed", ["a.pcap", "part.parquet", "deep"])
-def test_what_may_not_be_read_is_not_passed_over(closed: str) -> None:
-    """It may be a capture, and its packets would be missing without a word. Rights do not bind root."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        (folder / "deep").mkdir()
-        for place in ("a.pcap", "b.pcap", "deep/c.pcap"):
-            fr.save(folder, place, fr.pcap(TALK))
-        write_rows(a_part(), folder / "part.parquet")
-        (folder / "lost+found").mkdir(mode=0o700)
+@pytest.mark.parametrize(
+    ("closed", "rights"), [("a.pcap", 0), ("part.parquet", 0), ("deep", 0), ("deep", 0o744)]
+)
+def test_what_may_not_be_read_is_not_passed_over(closed: str, rights: int, open_folder: Path) -> None:
+    """It may be a capture, and its packets would be missing without a word."""
+    (open_folder / "deep").mkdir()
+    for place in ("a.pcap", "b.pcap", "deep/c.pcap"):
+        fr.save(open_folder, place, fr.pcap(TALK))
+    write_rows(a_part(), open_folder / "part.parquet")
+    (open_folder / "lost+found").mkdir(mode=0o700)
+    with as_nobody():
+        assert len(list(expand([open_folder]))) == 4
+    (open_folder / closed).chmod(rights)
+    with as_nobody(), pytest.raises(CaptureError, match=f"{closed}.*: Permission denied"):
+        read_inputs([open_folder])
+    if closed == "part.parquet":
         with as_nobody():
-            assert len(list(expand([folder]))) == 4
-        (folder / closed).chmod(0)
-        with as_nobody(), pytest.raises(CaptureError, match=f"{closed}: .*: Permission denied"):
-            read_inputs([folder])
-        if closed == "part.parquet":
-            with as_nobody():
-                assert stored(folder)[1].left == {folder / closed: "cannot be opened"}
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+            assert stored(open_folder)[1].left == {open_folder / closed: "cannot be opened"}
 
 
 def test_a_missing_input(tmp_path: Path) -> None:
