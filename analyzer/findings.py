@@ -260,6 +260,11 @@ _DEAF = (
     "only one direction of the conversations is in it, so what was not answered cannot be told",
     "Capture on the node's own uplink, or mirror both directions of the switch port.",
 )
+_ANOTHER_CLUSTER = (
+    "none of the {} flows has a node of this cluster at either end, so that nothing was judged",
+    "Give the file of the cluster that was captured, with all addresses of its nodes; and capture on the "
+    "uplink of a node, not where only pods talk.",
+)
 _EMPTY = ("it holds no frames", "Check the interface and the capture filter.")
 _NO_ROWS: Rows = np.zeros(0, np.intp)
 _NEVER, _LAST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # NaT, and after all times
@@ -307,15 +312,16 @@ def find(
     remarks: Sequence[Remark] = (),
     *,
     excess: Counter[str] | None = None,
+    strange: int | None = None,
 ) -> pd.DataFrame:
     """Judged flows and the coverage ledger to findings, the gravest first.
 
     `judged`: what :func:`analyzer.verdict.judge` returns; `remarks`: what
     :func:`analyzer.listeners.remark` returns. Where `judged` is what :mod:`analyzer.telling` keeps of more
-    flows, `excess` is :func:`one_way_excess` of those. Returns a DataFrame with :data:`COLUMNS`; `outcomes`
-    holds dicts, `evidence` lists of dicts with `source` and `first_frame`.
+    flows, `excess` is :func:`one_way_excess` and `strange` :func:`strangers` of those. Returns a DataFrame
+    with :data:`COLUMNS`; `outcomes` holds dicts, `evidence` lists of dicts with `source` and `first_frame`.
     """
-    return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess), spec)
+    return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess, strange), spec)
 
 
 def members(
@@ -340,6 +346,7 @@ def _drafts(
     coverage: Sequence[Coverage],
     remarks: Sequence[Remark],
     excess: Counter[str] | None = None,
+    strange: int | None = None,
 ) -> tuple[FlowColumns, list[_Draft]]:
     flows = FlowColumns(judged)
     scans, seen = _scans(flows, relevant(flows))
@@ -353,6 +360,7 @@ def _drafts(
         *_foreign_tunnels(flows, seen),
         *_listeners(remarks, flows, cluster),
         *_blind_spots(coverage, deaf),
+        *_another_cluster(strangers(judged) if strange is None else strange, cluster, coverage),
     ]
 
 
@@ -917,6 +925,22 @@ def _ledger_gaps(ledger: Coverage, deaf: set[str]) -> Iterator[tuple[str, int, s
         count = getattr(ledger, name)
         if count:
             yield severity, count, f"{count} {what}", advice
+
+
+def strangers(judged: pd.DataFrame) -> int:
+    """How many flows there are, where none of them has a node at either end; else 0."""
+    flows = FlowColumns(judged)
+    none = flows.among("client_node", ("",)) & flows.among("server_node", ("",))
+    return len(judged) if none.all() else 0
+
+
+def _another_cluster(strange: int, cluster: Cluster, coverage: Sequence[Coverage]) -> Iterator[_Draft]:
+    """Of all that was captured, not of what was chosen of it: else silence would look like health."""
+    if strange and coverage and not any(ledger.not_chosen for ledger in coverage):
+        what, advice = _ANOTHER_CLUSTER
+        words = {"what": what.format(strange), "advice": advice, "packets": "0"}
+        place: dict[str, object] = {"evidence": [{"source": coverage[0].source, "first_frame": 0}]}
+        yield _Draft("blind-spot", "high", _NO_ROWS, cluster.name, "", words=words, fixed=place)
 
 
 # ---- words ----

@@ -380,6 +380,22 @@ def test_diff_says_many_of_ports_and_not_of_a_protocol_without(tmp_path: Path) -
     assert ports == {"tcp": "(many)", "50": "0"}
 
 
+@pytest.mark.parametrize("more", [(), ("--scheduler", "threads")])
+def test_another_clusters_file_is_not_green(more: tuple[str, ...], tmp_path: Path) -> None:
+    """Nothing is judged, in whichever form it is told."""
+    node = "{name: a, role: server, addresses: [172.30.0.1]}"
+    (tmp_path / "other.yaml").write_text(f"name: other\nnodes: [{node}]\n")
+    told = ("--json", "x.json", "--junit", "x.xml", "--sarif", "x.sarif")
+    done = run("check", OFFENCES, "-c", "other.yaml", *told, *more, cwd=tmp_path)
+    assert done.returncode == 1
+    assert b"other: none of the 452 flows has a node of this cluster at either end" in done.stdout
+    (finding,) = json.loads((tmp_path / "x.json").read_text())["findings"]
+    assert (finding["kind"], finding["severity"]) == ("blind-spot", "high")
+    assert all(finding["id"] in (tmp_path / f"x.{form}").read_text() for form in ("xml", "sarif"))
+    if not more:
+        assert run("check", OFFENCES, "-c", "other.yaml", "--html", "x.html", cwd=tmp_path).returncode == 1
+
+
 def test_without_a_cluster_file_the_cluster_is_inferred_and_said_so(tmp_path: Path) -> None:
     done = run("check", BASELINE, cwd=tmp_path)
     first = done.stdout.decode().splitlines()[0]

@@ -693,6 +693,33 @@ def test_what_a_node_could_not_observe_is_told() -> None:
     assert finding["id"] == only(found(coverage=(ledger(missing="another"),)))["id"]
 
 
+FAR = ("172.30.0.1", "172.30.0.2")
+PODS = ("10.42.1.7", "10.42.2.9")
+
+
+def test_flows_of_another_cluster_are_no_sign_of_health() -> None:
+    """With another cluster's file nothing is judged, and a pipeline would be green."""
+    strange = [flow(*FAR, 6443), flow(*PODS, 80)]
+    finding = only(found(*strange, coverage=(ledger(),)))
+    assert (finding["kind"], finding["severity"], finding["client"]) == ("blind-spot", "high", CLUSTER.name)
+    assert finding["title"].startswith(f"{CLUSTER.name}: none of the 2 flows has a node of this cluster ")
+    assert finding["evidence"] == [{"source": "capture.pcap", "first_frame": 0}]
+    assert finding["id"] == only(found(*strange * 2, coverage=(ledger(),)))["id"]
+    for ends in ((AGENT, SERVER), (AGENT, OUTSIDE), (AGENT, AGENT), (AGENT, PODS[0]), (PODS[0], SERVER)):
+        assert found(*strange, flow(*ends, 6443), coverage=(ledger(),)).empty, ends
+
+
+def test_nothing_is_said_of_the_whole_where_it_is_not_there() -> None:
+    """No flow at all; flows that were chosen, of which --port 80 may leave those of pods alone; and a table
+    without its ledgers.
+    """
+    pods = flow(*PODS, 80)
+    assert found(coverage=(ledger(),)).empty
+    assert found(pods, coverage=(ledger(not_chosen=7),)).empty
+    assert found(pods).empty
+    assert len(found(pods, coverage=(ledger(),))) == 1
+
+
 def test_several_gaps_of_several_captures_are_told_apart() -> None:
     ledgers = (ledger(lost=1, malformed=2), replace(ledger(lost=1, truncated=4), source="b.pcap"))
     table = found(coverage=ledgers)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.cluster import Cluster, Node
-from analyzer.findings import MANY, MANY_CLIENTS, PLACES, find, one_way_excess
+from analyzer.findings import MANY, MANY_CLIENTS, PLACES, find, one_way_excess, strangers
 from analyzer.rows import Coverage
 from analyzer.spec import load_spec
 from analyzer.telling import _in_order, joined, telling
@@ -95,7 +95,9 @@ def told(parts: list[pd.DataFrame], coverage: tuple[Coverage, ...], fan_in: int 
     kept = [telling(part, SPEC, coverage) for part in parts]
     while len(kept) > 1:
         kept = [joined(kept[n : n + fan_in]) for n in range(0, len(kept), fan_in)]
-    return find(kept[0], CLUSTER, SPEC, coverage, excess=excess)
+    strange = sum(map(strangers, parts))
+    strange = strange if strange == sum(map(len, parts)) else 0
+    return find(kept[0], CLUSTER, SPEC, coverage, excess=excess, strange=strange)
 
 
 @given(crowds(), st.integers(1, 7), st.integers(2, 4))
