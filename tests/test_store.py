@@ -430,6 +430,20 @@ def test_a_table_with_a_wrong_value(name: str, suffix: str, tmp_path: Path) -> N
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_names_that_others_wrote_as_numbers(suffix: str, tmp_path: Path) -> None:
+    """A process may be called 7, and not every writer puts quotes around it."""
+    path = tmp_path / f"x{suffix}"
+    table = some().assign(process=7, pod=1)
+    table.to_parquet(path) if suffix == ".parquet" else table.to_json(
+        path, orient="records", lines=True, date_format="iso"
+    )
+    named = pair(read_flows(path))
+    plain = (named["tunnel"] == "").to_numpy()
+    assert set(named["process"][plain]) == {"7"}
+    assert set(named["pod"][plain]) == {"1"}
+
+
 LIVE_ONLY = ("process", "pid", "pod", "drops")
 
 
