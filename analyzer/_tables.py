@@ -48,6 +48,8 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     plain = {name: table[name].astype("str").fillna("").astype("category") for name in texts}
     live = {name: table[name].replace("", None) for name in _LIVE}
     pid = pd.to_numeric(live.pop("pid").astype("object")).astype("Int64")
+    if ((pid < 0) | (pid > np.iinfo(np.uint32).max)).any():
+        raise ValueError("pid holds what is no process id")
     names = {name: column.map(str, na_action="ignore").astype("category") for name, column in live.items()}
     return table.assign(**numbers, **times, **plain, **names, pid=pid)
 

@@ -409,6 +409,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a negative count": ({"packets_out": -1}, "packets_out holds what is no whole number"),
     "half a packet": ({"packets_in": 1.5}, "packets_in holds what is no whole number"),
     "no count": ({"bytes_in": "many"}, "many"),
+    "a process id below 0": ({"pid": -1}, "pid holds what is no process id"),
+    "a process id beyond the last": ({"pid": 2**32}, "pid holds what is no process id"),
     "no time": ({"start": "yesterday"}, "yesterday"),
     "a time before all captures": ({"start": "1969-12-31T23:59:59Z"}, "start holds a time before 1970"),
     "a time after all captures": ({"end": "9999-01-01T00:00:00Z"}, "9999"),
