@@ -99,11 +99,22 @@ def to_csv(table: pd.DataFrame, file: TextIO) -> None:
     """Writes a flow table as CSV."""
     texts = _escaped(table)
     # Python quotes a carriage return only where it is part of the line's end
-    returns = any(
-        column.cat.categories.astype("str").str.contains("\r").any()
-        for column in (table[name] for name in table if table[name].dtype == "category")
-    )
+    returns = any(_has_returns(table[name]) for name in _texts(table))
     texts.to_csv(file, index=False, lineterminator="\r\n" if returns else "\n")
+
+
+def _has_returns(column: pd.Series) -> bool:
+    texts = column.cat.categories.to_series() if column.dtype == "category" else column
+    return bool(texts.astype("str").str.contains("\r", regex=False, na=False).any())
+
+
+def _texts(table: pd.DataFrame) -> list[str]:
+    """Columns of texts, whatever pandas keeps them as."""
+    return [
+        name
+        for name in table.columns
+        if table[name].dtype == "category" or pd.api.types.is_string_dtype(table[name].dtype)
+    ]
 
 
 def _write_jsonl(table: pd.DataFrame, path: Path) -> None:
@@ -122,11 +133,10 @@ def _isoformat(time: pd.Timestamp) -> str:
 def _escaped(table: pd.DataFrame) -> pd.DataFrame:
     """Times as ISO 8601, and an apostrophe before text that a spreadsheet would take for a formula."""
     table = _iso(table)
-    texts = [name for name in table.columns if table[name].dtype in ("category", "object", "str")]
     return table.assign(
         **{
             name: table[name].astype("str").map(_escape, na_action="ignore")
-            for name in texts
+            for name in _texts(table)
             if name not in _TIMES
         }
     )

@@ -220,6 +220,19 @@ def test_no_cell_of_a_csv_file_is_a_formula(text: str, tmp_path: Path) -> None:
     assert cells["source"].removeprefix("'") in (text, text.removeprefix("'"))
 
 
+@pytest.mark.parametrize("kind", ["category", "object", "str", "string"])
+@pytest.mark.parametrize("text", ["=1+1", "a\rb", "'"])
+def test_csv_of_texts_whatever_pandas_keeps_them_as(kind: str, text: str, tmp_path: Path) -> None:
+    """Tables with different categories, put together, have plain texts."""
+    row = fr.flow(AGENT[0], SERVER[0], source=text, witnesses="other")
+    table = fr.table([row]).astype({"source": kind})
+    write_flows(table, tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        (cells,) = csv.DictReader(file)
+    assert cells["source"] == (text if text[0] == "a" else f"'{text}")
+    assert read_flow_file(tmp_path / "x.csv").table["source"].tolist() == [text]
+
+
 def test_csv_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     write_flows(some(), "-")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
