@@ -57,12 +57,14 @@ SCHEMA = 1
 METADATA_KEY = b"rke2-flows"
 _ROWS = "rows"  # what the notes of a part say that it is; those of a flow table say nothing
 _INTERVAL_LIMIT = 2**63  # ns
+_COUNT_LIMIT = 2**64
 #: what a part is called that takes the place of others: from when to when
 _STAMP = r"\d{8}T\d{6}\.\d{3}Z"
 COMPACTED = re.compile(rf"{_STAMP}-{_STAMP}(-\d+)?\.parquet")
 _PLACE = re.compile(
     rf"(?:^|/)date=(\d{{4}}-\d\d-\d\d)/node=([^/]+)/({_STAMP})-({_STAMP})(?:-\d+)?\.parquet\Z", re.ASCII
 )
+_TIMES = ("start", "end")  # of a ledger, ns
 _OF_A_CHOICE = ("not_chosen", "parts_not_read")  # fields of a ledger
 GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
@@ -652,7 +654,11 @@ def _ledgers(notes: dict[str, Any]) -> tuple[Coverage, ...]:
 
 def _ledger(fields: dict[str, str | int]) -> Coverage:
     texts = [name for name, value in fields.items() if isinstance(value, str)]
-    numbers = [value for value in fields.values() if isinstance(value, int) and value >= 0]
+    numbers = [
+        name
+        for name, value in fields.items()
+        if isinstance(value, int) and 0 <= value < (_INTERVAL_LIMIT if name in _TIMES else _COUNT_LIMIT)
+    ]
     if not set(texts) <= {"source", "damage", "missing"} or len(texts) + len(numbers) != len(fields):
         raise ValueError("its coverage ledger holds what is no count")
     return Coverage(**fields)  # type: ignore[arg-type]

@@ -493,6 +493,11 @@ NOTES: dict[str, tuple[Any, str]] = {
     "a ledger with an unknown count": ({"coverage": [{"source": "x", "eaten": 1}]}, "eaten"),
     "a ledger with no count": ({"coverage": [{"source": "x", "frames": "many"}]}, "holds what is no count"),
     "a ledger below zero": ({"coverage": [{"source": "x", "frames": -1}]}, "holds what is no count"),
+    "a ledger beyond all counts": (
+        {"coverage": [{"source": "x", "frames": 2**64}]},
+        "holds what is no count",
+    ),
+    "a ledger beyond all times": ({"coverage": [{"source": "x", "end": 2**63}]}, "holds what is no count"),
     "coverage of another shape": ({"coverage": 5}, "cannot be read"),
     "an interval that is none": ({"interval": "often"}, "often"),
 }
