@@ -120,11 +120,19 @@ class _Side:
 
 
 def _coded(column: pd.Series) -> tuple[Codes, list[str]]:
-    """Codes and distinct texts of a text column, categorical or not."""
+    """Codes and distinct texts of a text column, categorical or not. A missing text is empty: so are the
+    empty ones of a CSV file that pandas has read.
+    """
+    codes: Codes
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.codes.to_numpy(), column.cat.categories.astype(str).tolist()
-    codes, texts = pd.factorize(column.astype(str))
-    return codes, list(texts)
+        codes, names = column.cat.codes.to_numpy(), column.cat.categories
+    else:
+        codes, names = pd.factorize(column)
+    texts = [str(name) for name in names]
+    if (codes < 0).any():
+        texts = texts if "" in texts else [*texts, ""]
+        codes = np.where(codes < 0, texts.index(""), codes.astype(np.intp))
+    return codes, texts
 
 
 def _looked_up(column: pd.Series, value: Callable[[str], int], dtype: type[np.generic]) -> Codes:

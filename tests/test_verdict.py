@@ -4,6 +4,7 @@ row by row; it shares no table with the code.
 
 from __future__ import annotations
 
+import io
 import ipaddress
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import recorded
 
 from analyzer.cluster import Cluster, Node, VirtualIP
+from analyzer.flows import COLUMNS as FLOW_COLUMNS
 from analyzer.flows import pair
 from analyzer.spec import Rule, Spec, load_spec
 from analyzer.verdict import COLUMNS, SCOPES, VERDICTS, judge, silent_carriers
@@ -418,6 +421,20 @@ def test_no_flows() -> None:
     judged = judge(fr.table([]), CLUSTER, SPEC)
     assert len(judged) == 0
     assert set(COLUMNS) <= set(judged)
+
+
+@pytest.mark.parametrize("kind", ["object", "category"])
+@pytest.mark.parametrize("name", ["blocked", "offences"])
+def test_texts_that_are_missing_are_empty(name: str, kind: str) -> None:
+    """As pandas reads a flow table's CSV: what is in no tunnel has NaN there, and is not in any tunnel."""
+    run = recorded(name)
+    texts = [column for column in FLOW_COLUMNS if run.flows[column].dtype == "category"]
+    text = run.flows[list(FLOW_COLUMNS)].to_csv(index=False)
+    table = pd.read_csv(io.StringIO(text), parse_dates=["start", "end"], date_format="ISO8601")
+    assert table["tunnel"].isna().any()
+    judged = judge(table.astype(dict.fromkeys(texts, kind)), run.cluster, run.spec)
+    for column in ("outcome", *COLUMNS):
+        assert judged[column].tolist() == run.flows[column].tolist(), column
 
 
 def test_parts_are_judged_as_the_whole_with_the_carriers_of_all() -> None:
