@@ -72,7 +72,7 @@ def finished(counted: pd.DataFrame) -> pd.DataFrame:
 
 def _keyed(judged: pd.DataFrame) -> pd.DataFrame:
     """One row for each flow that counts, its ends as names; `…_outside`: the end is no node."""
-    flows = judged[judged["scope"].isin(SCOPES)]
+    flows = _without_gaps(judged[judged["scope"].isin(SCOPES)])
     sides = {side: _Ends(flows, side) for side in ("client", "server")}
     return pd.DataFrame(
         {
@@ -85,6 +85,13 @@ def _keyed(judged: pd.DataFrame) -> pd.DataFrame:
             **{what: _both_ways(flows, what) for what in ("packets", "bytes")},
         }
     )
+
+
+def _without_gaps(flows: pd.DataFrame) -> pd.DataFrame:
+    """Missing texts are empty, as those of a CSV file were before pandas read it."""
+    missing = [name for name in ("client_node", "server_node", "rule") if flows[name].isna().any()]
+    texts = {name: flows[name].astype(object).where(flows[name].notna(), "") for name in missing}
+    return flows.assign(**texts) if texts else flows
 
 
 class _Ends:

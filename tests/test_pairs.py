@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import frames as fr
+import pandas as pd
 import pytest
 from frames import Frame, flow, traffic
 from hypothesis import given, settings
@@ -15,9 +16,6 @@ from analyzer.analysis import Analysis
 from analyzer.findings import MANY, MANY_CLIENTS, SCAN_PORTS
 from analyzer.pairs import COLUMNS, KEY, pairs
 from analyzer.verdict import judge
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def paired(*flows: dict[str, Any]) -> pd.DataFrame:
@@ -125,3 +123,14 @@ def test_sums_are_exact_above_2_to_the_53() -> None:
     big = (1 << 53) + 1
     table = paired(*[flow(AGENT, SERVER, bytes_out=big, bytes_in=0) for _ in range(3)])
     assert int(table["bytes"].iloc[0]) == 3 * big
+
+
+@pytest.mark.parametrize("kind", ["object", "category"])
+def test_texts_that_are_missing_are_empty(kind: str) -> None:
+    """As pandas reads a judged table's CSV: who is no node has NaN for its node."""
+    run = recorded("offences")
+    columns = dict.fromkeys(("client_node", "server_node", "rule"), kind)
+    gaps = {name: run.flows[name].astype(object).where(run.flows[name] != "") for name in columns}
+    table = run.flows.assign(**gaps).astype(columns)
+    assert all(table[name].isna().any() for name in columns)
+    pd.testing.assert_frame_equal(pairs(table), run.pairs)
