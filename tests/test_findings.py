@@ -972,7 +972,7 @@ def test_node_names_with_patterns_in_them() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["object", "str"])
+@pytest.mark.parametrize("kind", ["object", "string"])
 @pytest.mark.parametrize("name", ["offences", "blocked"])
 def test_texts_that_are_not_categories_make_the_same_findings(name: str, kind: str) -> None:
     """As CSV read by pandas has them, or tables put together whose categories differ."""
