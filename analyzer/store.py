@@ -678,6 +678,9 @@ def write_flows(
 ) -> None:
     """Writes a flow table, judged or not, as the suffix says; ``-`` is CSV on standard output.
 
+    `coverage` and `interval` (ns) are those of the one-way rows that the table was made of; Parquet keeps
+    them. Read back without the interval, what a flow did in several intervals is one row.
+
     Raises CaptureError for another suffix, or where the place cannot be written.
     """
     from analyzer import _tables  # noqa: PLC0415  see read_flow_file
