@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.findings import FlowColumns, members
+from analyzer.flows import without_gaps
 from analyzer.listeners import remark
 from analyzer.spec import LAST_PORT, PORTED, PROTOCOLS, Rule, Spec
 
@@ -77,7 +78,8 @@ def _by_start(judged: pd.DataFrame, counted: Mapping[str, Rows]) -> Rows:
     return FlowColumns(judged).by_start(np.unique(np.concatenate([_NONE, *counted.values()])))
 
 
-def _with_ends(flows: pd.DataFrame) -> pd.DataFrame:
+def _with_ends(judged: pd.DataFrame) -> pd.DataFrame:
+    flows = without_gaps(judged, _TEXTS)
     texts = {name: flows[name].astype(str).astype(object) for name in _TEXTS}
     icmp = texts["protocol"].isin(("icmp", "icmpv6"))
     ends = {

@@ -118,6 +118,7 @@ def unpair(table: pd.DataFrame, coverage: Sequence[Coverage] = (), interval: int
     their names, with no counts. Raises KeyError where a column of :data:`COLUMNS` is missing, ValueError
     where `drops` is not as :func:`pair` writes it.
     """
+    table = without_gaps(table, _TEXTS)
     observers = tuple(Observer(name) for name in _witness_names(table))
     number = {observer.source: i for i, observer in enumerate(observers)}
     out, back = (_direction_rows(table, side, number, interval) for side in ("out", "in"))
@@ -130,6 +131,18 @@ def unpair(table: pd.DataFrame, coverage: Sequence[Coverage] = (), interval: int
         listeners=_known_listeners(table),
         facts=_facts(table, out, number),
     )
+
+
+def without_gaps(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """The table with empty texts where columns of texts have missing ones: pandas makes NaN of a CSV file's
+    empty cells.
+    """
+    missing = [name for name in names if table[name].isna().any()]
+    texts = {name: table[name].astype(object).where(table[name].notna(), "") for name in missing}
+    return table.assign(**texts) if texts else table
+
+
+_TEXTS = ("source", "witnesses", "tunnel", "outer_client", "outer_server")  # of which some may be empty
 
 
 def _witness_names(table: pd.DataFrame) -> list[str]:

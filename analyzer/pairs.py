@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analyzer.findings import MANY, MANY_CLIENTS, SCAN_PORTS
+from analyzer.flows import without_gaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -72,7 +73,7 @@ def finished(counted: pd.DataFrame) -> pd.DataFrame:
 
 def _keyed(judged: pd.DataFrame) -> pd.DataFrame:
     """One row for each flow that counts, its ends as names; `…_outside`: the end is no node."""
-    flows = _without_gaps(judged[judged["scope"].isin(SCOPES)])
+    flows = without_gaps(judged[judged["scope"].isin(SCOPES)], ("client_node", "server_node", "rule"))
     sides = {side: _Ends(flows, side) for side in ("client", "server")}
     return pd.DataFrame(
         {
@@ -85,13 +86,6 @@ def _keyed(judged: pd.DataFrame) -> pd.DataFrame:
             **{what: _both_ways(flows, what) for what in ("packets", "bytes")},
         }
     )
-
-
-def _without_gaps(flows: pd.DataFrame) -> pd.DataFrame:
-    """Missing texts are empty, as those of a CSV file were before pandas read it."""
-    missing = [name for name in ("client_node", "server_node", "rule") if flows[name].isna().any()]
-    texts = {name: flows[name].astype(object).where(flows[name].notna(), "") for name in missing}
-    return flows.assign(**texts) if texts else flows
 
 
 class _Ends:

@@ -4,17 +4,22 @@ counts, and filters are given to tshark on the captures that they are for.
 
 from __future__ import annotations
 
+import io
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import frames as fr
+import pandas as pd
 import pytest
 from conftest import RECORDED, require_program
 from frames import EPOCH, NS
 
 from analyzer.analysis import Analysis, analyze
 from analyzer.cluster import Cluster, Node
+from analyzer.cut import cut
 from analyzer.evidence import Evidence, display_filter, rules_about
+from analyzer.page import render
 from analyzer.spec import Rule, load_spec
 from analyzer.verdict import judge
 
@@ -54,6 +59,20 @@ def test_a_finding_s_flows_add_up_to_what_it_counts(name: str) -> None:
             assert int(flows[f"{what}_out"].sum() + flows[f"{what}_in"].sum()) == finding[what]
         if len(flows):
             assert (flows["start"].min(), flows["end"].max()) == (finding["first_seen"], finding["last_seen"])
+
+
+def test_the_page_and_the_cut_of_a_table_that_pandas_read() -> None:
+    """It makes NaN of the empty cells of a CSV file, and an empty text is what they mean."""
+    whole = recorded("offences")
+    text = whole.flows.to_csv(index=False)
+    table = pd.read_csv(io.StringIO(text), parse_dates=["start", "end"], date_format="ISO8601")
+    again = replace(whole, flows=table)
+    assert table[["outer_client", "client_node"]].isna().any().all()
+    assert render(again) == render(whole)
+    written = [io.BytesIO(), io.BytesIO()]
+    for analysis, stream in zip((whole, again), written, strict=True):
+        cut([RECORDED / "offences"], analysis, str(whole.findings["id"][0]), stream)
+    assert written[0].getvalue() == written[1].getvalue()
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
