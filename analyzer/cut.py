@@ -14,6 +14,7 @@ import io
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from analyzer.store import FLOW_FILES, expand, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import pandas as pd
 
@@ -96,6 +96,15 @@ def flows_of(analysis: Analysis, finding: Mapping[str, Any]) -> pd.DataFrame:
 def keys_of(flows: pd.DataFrame) -> Rows:
     """Both directions of flows as one-way rows: shape (n,), dtype ROW."""
     return unpair(flows).rows
+
+
+def keep(inputs: Sequence[str | Path], output: str | Path) -> None:
+    """Raises CaptureError where the output would take the place of a capture among the inputs."""
+    target = Path(output)
+    if target.is_file() and any(path.samefile(target) for path in captures_among(inputs) if path.exists()):
+        raise CaptureError(
+            "it is one of the captures to cut from", where=str(output), next_step="name another file"
+        )
 
 
 def captures_among(inputs: Sequence[str | Path]) -> list[Path]:

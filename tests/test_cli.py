@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -527,6 +528,19 @@ def test_packets_are_not_taken_from_addresses(tmp_path: Path) -> None:
     done = run("cut", address, *CLUSTER, "--finding", SSH, "-o", "x.pcapng", cwd=tmp_path)
     said = f"rke2-flows: {address}: packets are not taken from addresses (copy the captures here)\n"
     assert (done.returncode, done.stderr.decode(), list(tmp_path.iterdir())) == (2, said, [])
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_a_cut_takes_no_place_of_a_capture_that_it_is_of(given: str, tmp_path: Path) -> None:
+    """Also not of an earlier cut in the folder, whose packets would count again."""
+    for path in OFFENCES.glob("agent-*.pcap"):
+        shutil.copy(path, tmp_path)
+    target = tmp_path / "agent-1.pcap"
+    inputs = [tmp_path] if given == "folder" else sorted(tmp_path.iterdir())
+    done = run("cut", *inputs, *CLUSTER, "-f", SSH, "-o", "agent-1.pcap", cwd=tmp_path)
+    said = "rke2-flows: agent-1.pcap: it is one of the captures to cut from (name another file)\n"
+    assert (done.returncode, done.stderr.decode()) == (2, said)
+    assert target.read_bytes() == (OFFENCES / "agent-1.pcap").read_bytes()
 
 
 def test_an_unknown_finding_leaves_no_file(tmp_path: Path) -> None:

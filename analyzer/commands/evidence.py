@@ -59,10 +59,12 @@ def cut(
     """A finding's own packets as a small capture: all of its frames, from all captures, in order of time."""
     from analyzer import console
     from analyzer.cut import cut as cut_out
+    from analyzer.cut import keep
     from analyzer.store import replacing
 
     if output == "-" and sys.stdout.isatty():
         raise typer.BadParameter("a capture is no text: write it to a file, or into a pipe")
+    keep(inputs, output)
     analysis, _ = analysis_of(inputs, cluster, spec, aside=True)
     with console.reading(inputs) as progress:
         if output == "-":
