@@ -2,7 +2,8 @@
 
 Two observers whose captures overlap in time may have seen the same datagrams: of them the fullest one's
 counts stand. Two whose captures do not overlap cannot have: they add up, whoever else watched meanwhile and
-saw nothing of the flow. Parts of one rotated capture are one observer.
+saw nothing of the flow. Parts of one rotated capture are one observer; so of several nodes, whatever the
+digits in their names.
 """
 
 from __future__ import annotations
@@ -70,20 +71,76 @@ def _stem(source: str) -> str:
     return "".join(ch for ch in source if not ch.isdigit())
 
 
+def _digits(source: str) -> dict[int, str]:
+    """The other half of a name: digits by how much of the stem stands before them."""
+    found: dict[int, str] = {}
+    before = 0
+    for ch in source:
+        if ch.isdigit():
+            found[before] = found.get(before, "") + ch
+        else:
+            before += 1
+    return found
+
+
 def _chains(observers: Sequence[Observer], windows: Sequence[Window]) -> list[int]:
-    """Each observer's chain: alike in name, one after the other in time."""
-    chain = [0] * len(observers)
-    alike: dict[tuple[str, str], dict[int, Window]] = {}  # label → chain → its last part
-    count = 0
+    """Each observer's chain: parts of one capture, one after the other in time."""
+    alike: dict[tuple[str, str], list[int]] = {}
     for number in sorted(range(len(observers)), key=lambda n: (windows[n], observers[n])):
-        parts = alike.setdefault((_stem(observers[number].source), observers[number].interface), {})
-        mine = windows[number]
-        # the last frame of a part and the first of the next may have one time; a copy has the same window
-        fitting = (which for which, last in parts.items() if last[1] <= mine[0] and last != mine)
-        chain[number] = next(fitting, count)
-        parts[chain[number]] = mine
-        count += chain[number] == count
+        alike.setdefault((_stem(observers[number].source), observers[number].interface), []).append(number)
+    chain = [0] * len(observers)
+    count = 0
+    for members in alike.values():
+        for capture in _captures(members, observers, windows):
+            turns = _in_turn(capture, windows)
+            for number, turn in zip(capture, turns, strict=True):
+                chain[number] = count + turn
+            count += max(turns) + 1
     return chain
+
+
+def _captures(
+    members: list[int], observers: Sequence[Observer], windows: Sequence[Window]
+) -> list[list[int]]:
+    """Those of one stem by capture. Digits that tell nodes apart (agent-1, agent-2) are known from those that
+    count parts by this: what is alike in them does not overlap in time. Overlaps weigh twice, so that one of
+    two parts of a node splits nothing.
+    """
+    digits = [_digits(observers[number].source) for number in members]
+    places = {place for found in digits for place in found}
+    told: list[int] = []
+    best, least = [members], _weight([members], windows)
+    while least > len(best) and len(told) < len(places):
+        tried = []
+        for place in sorted(places - {*told}):
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for number, found in zip(members, digits, strict=True):
+                groups.setdefault(tuple(found.get(at, "") for at in (*told, place)), []).append(number)
+            if len(best) < len(groups) < len(members):
+                split = list(groups.values())
+                tried.append((_weight(split, windows), place, split))
+        if not tried or min(tried)[0] >= least:
+            break
+        least, place, best = min(tried)
+        told.append(place)
+    return best
+
+
+def _weight(captures: Sequence[Sequence[int]], windows: Sequence[Window]) -> int:
+    return sum(1 + 2 * max(_in_turn(capture, windows)) for capture in captures)
+
+
+def _in_turn(capture: Sequence[int], windows: Sequence[Window]) -> list[int]:
+    """For each part, in order of time, in which of as many rows as it takes it follows the part before."""
+    last: list[Window] = []
+    turns = []
+    for mine in (windows[number] for number in capture):
+        # the last frame of a part and the first of the next may have one time; a copy has the same window
+        fitting = (turn for turn, other in enumerate(last) if other[1] <= mine[0] and other != mine)
+        turn = next(fitting, len(last))
+        last[turn : turn + 1] = [mine]
+        turns.append(turn)
+    return turns
 
 
 def _spans(observers: Sequence[Observer], chain: Sequence[int], windows: Sequence[Window]) -> list[Window]:

@@ -5,6 +5,7 @@ written out by hand.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import frames as fr
@@ -237,6 +238,22 @@ def test_parts_of_a_rotated_capture_add_up(gap: int) -> None:
     row = seen(*parts, capture("server.pcap", WHOLE[:-1]))
     assert counts(row) == (7, 5)
     assert row["witnesses"] == "agent_00001.pcap;agent_00002.pcap;server.pcap"
+
+
+@pytest.mark.parametrize(
+    "name", ["agent-{}_{:05}.pcap", "{1:03}-node{0}.pcap", "10.0.{0}.{0}.pcap{1:.0}", "n{0}-2026112{1}.pcap"]
+)
+def test_rotated_captures_of_nodes_whose_names_differ_in_digits(name: str) -> None:
+    """Cut by size, their parts end at any time, and one of a node could follow one of the other."""
+    parts = []
+    for node, cuts in ((1, (0, 3, 6, 9, 12)), (2, (0, 2, 7, 11, 12)), (3, (0, 4, 5, 8, 12))):
+        for number, (a, b) in enumerate(pairwise(cuts)):
+            text = name.replace("{1:.0}", str(number or "")).format(node, number)
+            parts.append(capture(text, WHOLE[a:b]))
+    row = seen(*parts)
+    assert counts(row) == (7, 5)
+    assert len(row["witnesses"].split(";")) == 12
+    assert counts(seen(*parts[:8], capture("4.pcap", WHOLE[:9]))) == (7, 5)
 
 
 def test_captures_apart_in_time_add_up_whatever_their_names() -> None:
