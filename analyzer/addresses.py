@@ -195,7 +195,11 @@ def _listed(address: str, beyond: tables.Beyond) -> list[Input]:
             sizes = {place: store.info(place)["size"]}
         else:
             details = store.find(place, detail=True)
-            sizes = {name: details[name]["size"] for name in sorted(details)}
+            # a link may lead to a file, to a folder or nowhere, and a pipe is no file
+            files = [
+                name for name in sorted(details) if details[name]["type"] == "file" or store.isfile(name)
+            ]
+            sizes = {name: details[name]["size"] for name in files}
         # an empty object is none of them, and has no first bytes to ask for
         shown = [name for name in sizes if sizes[name] != 0 and not _is_hidden(name, place)]
         shown = [name for name in shown if not beyond.has(name)]

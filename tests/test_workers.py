@@ -532,6 +532,24 @@ def test_what_a_folder_at_an_address_holds() -> None:
         store.rm("/day", recursive=True)
 
 
+def test_a_folder_with_links_by_its_address(tmp_path: Path) -> None:
+    """As by its path: links to files are read; links to folders or to nothing and pipes are none."""
+    pytest.importorskip("fsspec")
+    shutil.copy(OFFENCES / "agent-1.pcap", tmp_path)
+    links = (
+        ("file.pcap", OFFENCES / "agent-2.pcap"),
+        ("folder", OFFENCES),
+        ("gone", "none"),
+        ("loop", "loop"),
+    )
+    for name, target in links:
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "pipe")
+    found = read_inputs([f"file://{tmp_path}/"]).coverage
+    assert [ledger.source for ledger in found] == ["agent-1.pcap", "file.pcap"]
+    assert found == read_inputs([tmp_path]).coverage
+
+
 def test_an_ipv6_address_in_a_name(bucket: str, tmp_path: Path) -> None:
     """It is a part of the name, of an input and of the folder that is written, not fsspec's chain of two."""
     folder = tmp_path / "fd00::11"
