@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,7 +105,8 @@ def capture(
         collector.run()
     say_all(ended(collector))
     if cluster:
-        say_all([f"judge it with: rke2-flows check {output} --cluster {cluster}"])
+        words = ["rke2-flows", "check", str(output), "--cluster", str(cluster)]
+        say_all([f"judge it with: {shlex.join(words)}"])
 
 
 def _obey_signals(collector: Collector) -> None:
