@@ -146,7 +146,7 @@ def run_reader_fuzz(reader: Path, *arguments: str) -> subprocess.CompletedProces
 
 
 def test_reader(tmp_path: Path) -> None:
-    limits = ("--inputs", "1000", "--seconds", "60")
+    limits = ("--inputs", "600", "--seconds", "60")
     done = run_reader_fuzz(build_reader(tmp_path), "--seed", "1", "--packed", *limits)
     assert done.returncode == 0, done.stderr[-4000:]
     said = dict(word.split("=") for word in done.stdout.split())
