@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -112,8 +111,8 @@ def test_a_fault_of_the_input_is_one_line_and_status_2(name: str, tmp_path: Path
     ids=lambda arguments: arguments[0],
 )
 def test_a_closed_standard_input_is_said(arguments: tuple[object, ...]) -> None:
-    words = shlex.join(str(word) for word in (COMMAND, *arguments))
-    done = subprocess.run(f"{words} <&-", shell=True, capture_output=True, text=True, check=False)  # noqa: S602
+    closed = ("sh", "-c", 'exec "$@" <&-', "sh", COMMAND, *arguments)
+    done = subprocess.run(list(map(str, closed)), capture_output=True, text=True, timeout=60, check=False)
     said = "rke2-flows: standard input: cannot be read: it is closed (name a readable file)\n"
     assert (done.returncode, done.stderr) == (2, said)
 
