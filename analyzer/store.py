@@ -756,10 +756,10 @@ def add_rows(one_way: OneWay, path: Path) -> Path:
 
     Raises CaptureError where the place cannot be written.
     """
-    with _writing(path):
+    with writing(path):
         beside = _beside(path)
     try:
-        with _writing(path):
+        with writing(path):
             _write_part(one_way, beside, {})
             beside.chmod(0o666 & ~_umask())
             return _added(beside, path)
@@ -817,15 +817,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     not. A device or a pipe is written to as it is: it must not be replaced by a file.
     """
     target = Path(path)
-    with _writing(target):
+    with writing(target):
         as_it_is = target.exists() and not target.is_file()
         beside = target if as_it_is else _beside(target)
     if as_it_is:
-        with _writing(target):
+        with writing(target):
             yield target
         return
     try:
-        with _writing(target):
+        with writing(target):
             yield beside
             beside.chmod(0o666 & ~_umask())
             beside.replace(target)
@@ -840,7 +840,8 @@ def _beside(target: Path) -> Path:
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def writing(target: Path) -> Iterator[None]:
+    """What the system refuses meanwhile is a CaptureError with this place."""
     try:
         yield
     except OSError as error:

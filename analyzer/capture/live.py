@@ -33,7 +33,7 @@ from analyzer.errors import AnalyzerError, CaptureError, LiveError
 from analyzer.facts import DROP, OWNER, Facts
 from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge, sum_rows
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec
-from analyzer.store import add_rows
+from analyzer.store import add_rows, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -576,13 +576,7 @@ def _file_name(node: str) -> str:
 
 @contextmanager
 def _created(path: Path) -> Iterator[Any]:
-    try:
+    with writing(path):
         stream = path.open("wb")
-    except OSError as error:
-        raise CaptureError(
-            f"cannot be written: {error.strerror}",
-            where=str(path),
-            next_step="check the folder, its rights and its space",
-        ) from error
     with stream:
         yield stream

@@ -313,15 +313,10 @@ def _write_tables(analysis: Analysis, interval: int, output: str | None, plots: 
 
 def _write_plots(analysis: Analysis, folder: Path) -> list[str]:
     from analyzer.plots import save_plots
+    from analyzer.store import writing
 
-    try:
+    with writing(folder):
         paths = save_plots(
             analysis.flows, folder, spec=analysis.spec, cluster=analysis.cluster, window=window_text(analysis)
         )
-    except OSError as error:
-        raise CaptureError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(folder),
-            next_step="check the folder, its rights and its space",
-        ) from error
     return [str(path) for path in paths]
