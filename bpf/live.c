@@ -201,6 +201,8 @@ struct work {
     struct fragment_key fragment;
     struct alert_key asked;
     struct alert_key answered;
+    __u32 direction;
+    __u32 reserved;
 };
 
 BPF_ARRAY(configs, struct config, 1);
@@ -663,7 +665,7 @@ static __always_inline void watch_frame(struct sight *s, struct __sk_buff *skb, 
             record_inner(s, &layers[i], results[i], layers[i - 1].next == NEXT_QUOTE);
 }
 
-static __always_inline int watch(struct __sk_buff *skb, __u32 link, __u8 direction)
+static __always_inline int watch(struct __sk_buff *skb, __u32 link)
 {
     struct sight s = {.now = bpf_ktime_get_ns(), .length = skb->len, .link = link, .packets = 1};
     __u32 zero = 0;
@@ -681,31 +683,65 @@ static __always_inline int watch(struct __sk_buff *skb, __u32 link, __u8 directi
     s.captured = skb->len < PACKET_WINDOW ? skb->len : PACKET_WINDOW;
     if (!s.captured || bpf_skb_load_bytes(skb, 0, s.work->bytes, s.captured))
         s.captured = 0;
-    watch_frame(&s, skb, direction);
+    watch_frame(&s, skb, (__u8)s.work->direction);
+    return TC_ACT_UNSPEC;
+}
+
+/*
+ * What watches a kind of link is compiled and verified once, for both ways: an entrance says which way it is, and hands
+ * over. User space fills the places before it attaches an entrance. The kernel empties them when nobody holds the map
+ * any more, so that a filter left by a killed run does nothing at all.
+ */
+enum watcher {
+    WATCHER_ETHERNET,
+    WATCHER_RAW,
+    WATCHERS,
+};
+BPF_PROG_ARRAY(watchers, WATCHERS);
+
+static __always_inline int enter(struct __sk_buff *skb, __u32 watcher, __u32 direction)
+{
+    __u32 zero = 0;
+    struct work *work = works.lookup(&zero);
+
+    if (!work)
+        return TC_ACT_UNSPEC;
+    work->direction = direction;
+    watchers.call(skb, watcher);
     return TC_ACT_UNSPEC;
 }
 
 #ifdef ETHERNET_LINKS
+int ethernet(struct __sk_buff *skb)
+{
+    return watch(skb, LINK_ETHERNET);
+}
+
 int ethernet_in(struct __sk_buff *skb)
 {
-    return watch(skb, LINK_ETHERNET, DIRECTION_IN);
+    return enter(skb, WATCHER_ETHERNET, DIRECTION_IN);
 }
 
 int ethernet_out(struct __sk_buff *skb)
 {
-    return watch(skb, LINK_ETHERNET, DIRECTION_OUT);
+    return enter(skb, WATCHER_ETHERNET, DIRECTION_OUT);
 }
 #endif
 
 #ifdef RAW_LINKS
+int raw(struct __sk_buff *skb)
+{
+    return watch(skb, LINK_RAW);
+}
+
 int raw_in(struct __sk_buff *skb)
 {
-    return watch(skb, LINK_RAW, DIRECTION_IN);
+    return enter(skb, WATCHER_RAW, DIRECTION_IN);
 }
 
 int raw_out(struct __sk_buff *skb)
 {
-    return watch(skb, LINK_RAW, DIRECTION_OUT);
+    return enter(skb, WATCHER_RAW, DIRECTION_OUT);
 }
 #endif
 

@@ -23,7 +23,7 @@ from test_packet import BPF_PROG_TEST_RUN, BPF_SYSCALL, require_bpf
 
 from analyzer import Cluster, Spec, judge, load_cluster, load_spec, pair
 from analyzer.capture._judging import judging
-from analyzer.capture._program import ALERT, LEDGER, LINK_NAMES, RAW, Program
+from analyzer.capture._program import ALERT, LEDGER, LINK_NAMES, RAW, WATCHERS, Program
 from analyzer.capture.alerts import Alert, Reader
 from analyzer.errors import LiveError
 from analyzer.rows import Coverage, Observer, OneWay, sum_rows
@@ -489,12 +489,13 @@ def test_alerts_for_which_there_is_no_room_are_counted(live: Live, cluster: Clus
 
 # ---- it only watches ----
 
-#: helpers that read, and those that write the program's own maps (linux/bpf.h): none changes or sends a
-#: packet
+#: helpers that read, that write the program's own maps, or that call another of its programs (linux/bpf.h):
+#: none changes or sends a packet
 HARMLESS = {
     1: "map_lookup_elem", 2: "map_update_elem", 3: "map_delete_elem", 5: "ktime_get_ns",
-    8: "get_smp_processor_id", 14: "get_current_pid_tgid", 16: "get_current_comm", 26: "skb_load_bytes",
-    80: "get_current_cgroup_id", 113: "probe_read_kernel", 131: "ringbuf_reserve", 132: "ringbuf_submit",
+    8: "get_smp_processor_id", 12: "tail_call", 14: "get_current_pid_tgid", 16: "get_current_comm",
+    26: "skb_load_bytes", 80: "get_current_cgroup_id", 113: "probe_read_kernel", 131: "ringbuf_reserve",
+    132: "ringbuf_submit",
 }  # fmt: skip
 _CALL = 0x85
 _DATA = (Skb.data.offset, Skb.data_end.offset, Skb.data_meta.offset)
@@ -507,7 +508,7 @@ def instructions(code: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def programs(live: Live) -> dict[str, bytes]:
-    names = [*live.functions, "tracepoint__sock__inet_sock_set_state"]
+    names = [*live.functions, *WATCHERS, "tracepoint__sock__inet_sock_set_state"]
     if live.program.has_drops:
         names.append("tracepoint__skb__kfree_skb")
     return {name: live.program.bytecode(name) for name in names}
@@ -526,7 +527,7 @@ def test_no_program_calls_a_helper_that_writes_drops_or_redirects(live: Live) ->
 
 def test_no_program_takes_a_packets_own_memory(live: Live) -> None:
     """`data` and `data_end` are the only way to a packet's bytes beside helpers; no tc program loads them."""
-    for name in live.functions:
+    for name in (*live.functions, *WATCHERS):
         loads = [
             offset
             for opcode, _, source, offset, _ in instructions(live.program.bytecode(name))

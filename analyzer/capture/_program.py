@@ -42,6 +42,8 @@ FLOWS = 131072
 ETHERNET, RAW = 1, 101
 #: link type (https://www.tcpdump.org/linktypes.html) → what live.c's programs for it are called
 LINK_NAMES = {ETHERNET: "ethernet", RAW: "raw"}
+#: which of live.c's `watchers` a program is (enum watcher)
+WATCHERS = {"ethernet": 0, "raw": 1}
 PARSE_RESULTS = ("flow", "not_ip", "truncated", "malformed", "unsupported")
 #: struct ledger of bpf/live.c, and the field of Coverage that each count is; None is no count of Coverage
 LEDGER = {
@@ -87,6 +89,7 @@ _LAYOUTS: dict[str, tuple[int, int]] = {
     "port_classes": (4, PORT_CLASS.itemsize),
     "pairs_allowed": (4, 4),
     "configs": (4, 16),
+    "watchers": (4, 4),
 }
 _OFFSETS = {
     "sk_buff": ("head", "tail", "network_header", "dev", "sk"),
@@ -293,7 +296,9 @@ class Program:
 
     def functions(self, link: int) -> tuple[int, int]:
         """The descriptors of the tc programs for what comes in and what goes out of a link."""
-        return self._function(f"{LINK_NAMES[link]}_in"), self._function(f"{LINK_NAMES[link]}_out")
+        name = LINK_NAMES[link]
+        self._update("watchers", WATCHERS[name], self._function(name).to_bytes(4, sys.byteorder))
+        return self._function(f"{name}_in"), self._function(f"{name}_out")
 
     def _function(self, name: str) -> int:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
