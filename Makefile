@@ -54,7 +54,7 @@ live: .stamps/demo
 
 test: .stamps/test lint
 	@if [ "$$(id -u)" = 0 ]; then deploy/prepare-live.sh; fi
-	$(BIN)/python -m pytest -m "not alone" --dist loadfile -n $$(($$(nproc) + 1))
+	$(BIN)/python -m pytest -m "not alone" --dist loadfile --no-loadscope-reorder -n $$(($$(nproc) + 1))
 	$(BIN)/python -m pytest -m alone
 
 lint: .stamps/test

@@ -1,4 +1,4 @@
-"""What every test may lean on. Rule: places and skip decisions only; no analysis happens here."""
+"""What every test may lean on. Rule: places, order and skip decisions only; no analysis happens here."""
 
 from __future__ import annotations
 
@@ -27,6 +27,24 @@ RECORDED = PROJECT / "captures"
 _MODULES = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
 #: what the linker is told of the native reader
 LIBRARIES = [f"-l{name}" for module in _MODULES for name in module.get("libraries", ())]
+
+#: the files that take longest, longest first: begun last, one of them would run on alone
+_LONGEST = (
+    "test_live_run",
+    "test_live_lab",
+    "test_fuzz",
+    "test_cli",
+    "test_lab",
+    "test_workers",
+    "test_live_counts",
+    "test_damaged",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; else the order is pytest's."""
+    begins = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: begins.get(item.path.stem, len(begins)))
 
 
 def require(condition: bool, reason: str) -> None:

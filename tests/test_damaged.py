@@ -551,7 +551,7 @@ def test_command_on_standard_input() -> None:
         tables.add(done.stdout)
     assert len(tables) == 1
     assert next(iter(tables)).count(b"\n") == 17
-    for content in whole:
+    for content in whole[:4]:
         done = run("flows", "-", stdin=content[:-5])
         assert done.returncode == 2 or "damaged: " in well_behaved(done, 0)
     assert "the file is empty" in well_behaved(run("flows", "-", stdin=b""), 2)

@@ -94,7 +94,7 @@ def merged_by_twos(data: st.DataObject, parts: list[OneWay]) -> OneWay:
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("interval", [0, NS], ids=["whole", "intervals"])
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_capture_may_be_cut_anywhere(kind: str, interval: int, data: st.DataObject) -> None:
     frames = data.draw(traffic())
     write = FILES[kind]
@@ -118,7 +118,7 @@ def test_an_empty_part_does_not_join_what_was_seen_apart() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_merge_is_a_commutative_monoid(data: st.DataObject) -> None:
     """With other sources, listeners and intervals too, not only with parts of one capture."""
     sources = data.draw(st.lists(st.sampled_from(("a.pcap", "b.pcap")), min_size=3, max_size=3))
