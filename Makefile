@@ -20,7 +20,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # tests start hundreds of commands: they are compiled once
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo live test lint docs captures lab bench clean
+.PHONY: demo live test together lint docs captures lab bench clean
 .DELETE_ON_ERROR:
 
 # --system-site-packages: BCC comes from the distribution, not from a package index
@@ -52,10 +52,14 @@ live: .stamps/demo
 	deploy/prepare-live.sh
 	$(BIN)/rke2-flows doctor
 
-test: .stamps/test lint
+# mypy and the tests together: one of them alone leaves cores without work
+test: .stamps/test
 	@if [ "$$(id -u)" = 0 ]; then deploy/prepare-live.sh; fi
-	$(BIN)/python -m pytest -m "not alone" --dist loadfile --no-loadscope-reorder -n $$(($$(nproc) + 1))
+	@$(MAKE) --no-print-directory -j 2 lint together
 	$(BIN)/python -m pytest -m alone
+
+together: .stamps/test
+	$(BIN)/python -m pytest -m "not alone" --dist loadfile --no-loadscope-reorder -n $$(($$(nproc) + 1))
 
 lint: .stamps/test
 	$(BIN)/ruff check .
