@@ -90,7 +90,7 @@ def merge_facts(parts: Sequence[tuple[Facts, npt.NDArray[np.uint32]]]) -> Facts:
         names = np.array([number[name] for name in facts.names], np.uint32)
         owners.append(_renumbered(facts.owners, process=names, pod=names))
         drops.append(_renumbered(facts.drops, reason=names, observer=observers))
-    return Facts(tuple(number), _distinct(np.concatenate(owners)), _sum_drops(np.concatenate(drops)))
+    return Facts(tuple(number), _distinct(np.concatenate(owners)), sum_drops(np.concatenate(drops)))
 
 
 def _renumbered(records: Records, **numbers: npt.NDArray[np.uint32]) -> Records:
@@ -113,7 +113,8 @@ def _distinct(owners: Records) -> Records:
     return owners[first]
 
 
-def _sum_drops(drops: Records) -> Records:
+def sum_drops(drops: Records) -> Records:
+    """Drops of one tuple, reason, observer and interval added up. Shape (groups,), dtype DROP."""
     numbers, first = group(_bytes(drops, _DROP_KEY))
     groups, result = Groups(numbers, len(first)), drops[first]
     for name, function in (("packets", np.add), ("start", np.minimum), ("end", np.maximum)):

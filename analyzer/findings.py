@@ -250,6 +250,12 @@ _BLIND_SPOTS = {
         "alerts were lost, there being more than could be taken",
         "What they were about is in the flows and findings all the same.",
     ),
+    "drops_lost": (
+        "low",
+        "packets that the kernel dropped found no room in its table, so `drops` does not tell of them",
+        "Packets, bytes and verdicts do not hang on it. So many 5-tuples dropped at once are often a scan or "
+        "a flood against a firewall.",
+    ),
 }
 _MISSING_ADVICE = (
     "This node could not observe it; flows and verdicts do not hang on it. `rke2-flows doctor`, run there, "

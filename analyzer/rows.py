@@ -143,8 +143,9 @@ class Coverage:
     `overflow`, `inner_overflow`: seen, and no room in the flow table.
 
     Live only, 0 or empty for capture files: `other_bytes`: bytes, link header included, of the frames that
-    ended in no row. `alerts_lost`: alerts for which there was no room. `missing`: what could not be observed,
-    in words, `; ` between.
+    ended in no row. `alerts_lost`: alerts for which there was no room. `drops_lost`: packets that the
+    kernel dropped and `drops` does not tell of, for want of room. `missing`: what could not be observed, in
+    words, `; ` between.
 
     Where flows were chosen (:mod:`analyzer.choice`): `not_chosen`: frames whose flows were not;
     `parts_not_read`: parts of this source that were left unread, since nothing in them was asked for. Neither
@@ -174,6 +175,7 @@ class Coverage:
     missing: str = ""
     not_chosen: int = 0
     parts_not_read: int = 0
+    drops_lost: int = 0
 
     def accounted(self) -> int:
         """Frames by what became of them; equals `frames`, always."""

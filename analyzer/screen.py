@@ -39,7 +39,7 @@ _BUSIEST, _NEWEST, _NOTES = 12, 8, 3
 _FRAME = 6
 _LOSSES = (
     "overflow", "inner_overflow", "truncated", "malformed", "unsupported", "fragment",
-    "inner_truncated", "inner_malformed", "inner_fragment", "alerts_lost",
+    "inner_truncated", "inner_malformed", "inner_fragment", "alerts_lost", "drops_lost",
 )  # fmt: skip
 _PAIR = ("client_role", "server_role", "rule", "verdict")
 

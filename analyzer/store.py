@@ -65,7 +65,7 @@ _PLACE = re.compile(
     rf"(?:^|/)date=(\d{{4}}-\d\d-\d\d)/node=([^/]+)/({_STAMP})-({_STAMP})(?:-\d+)?\.parquet\Z", re.ASCII
 )
 _TIMES = ("start", "end")  # of a ledger, ns
-_OF_A_CHOICE = ("not_chosen", "parts_not_read")  # fields of a ledger
+_LATER = ("not_chosen", "parts_not_read", "drops_lost")  # fields of a ledger that not every version has
 GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 #: what file systems say that have no second name for a file: FAT, some of networks
@@ -643,9 +643,9 @@ def _interval(notes: dict[str, Any]) -> int:
 
 
 def _noted(ledger: Coverage) -> dict[str, str | int]:
-    """A ledger's fields; where nothing was chosen those that earlier versions read."""
+    """A ledger's fields; of those that earlier versions do not read none that is 0."""
     fields: dict[str, str | int] = asdict(ledger)
-    return {name: value for name, value in fields.items() if value or name not in _OF_A_CHOICE}
+    return {name: value for name, value in fields.items() if value or name not in _LATER}
 
 
 def _ledgers(notes: dict[str, Any]) -> tuple[Coverage, ...]:

@@ -8,8 +8,9 @@
  * to watch; OWNERS_SEEN where there is a tracefs; DROPS with the
  * OFFSET_ macros of the running kernel's BTF and NETWORK_NAMESPACE, where it publishes any and kfree_skb has a reason.
  *
- * There are two flow tables and two ledgers, and time says which one counts: before `boundary` the one, from then on
- * the other. So an interval ends at an exact time, and what user space reads is at rest.
+ * There are two flow tables, two of drops and two ledgers, and time says which one counts: before `boundary` the one,
+ * from then on the other. So an interval ends at an exact time, and what user space reads is at rest. None of them
+ * evicts: what finds no room is counted.
  */
 #include <uapi/linux/bpf.h>
 
@@ -25,7 +26,7 @@
 #define ALERT_KEYS  16384
 #define ALERT_PAGES 256
 #define ALERT_BYTES 128
-#define DROP_ROWS   16384
+#define DROP_ROWS   32768
 #define MEMBERS     65536
 #define RANGES      16384
 #define CLASSES     1024
@@ -46,7 +47,7 @@
 /* ---- what user space sets ---- */
 
 struct config {
-    __u64 boundary;   /* ns of bpf_ktime_get_ns, the lowest bit is the table that counts before it */
+    __u64 boundary;   /* ns of bpf_ktime_get_ns, the lowest bit is the table that counts before it; 0: not begun */
     __u32 generation; /* of the verdict tables; the lowest bit is the half that holds */
     __u32 judging;    /* 0: there is no cluster file, so nothing is judged */
 };
@@ -93,6 +94,8 @@ struct ledger {
     __u64 rows;        /* made in this table since it was emptied */
     __u64 alerts;
     __u64 alerts_lost;
+    __u64 drops_lost; /* dropped packets for which there was no row; written by kfree_skb's program alone, as is: */
+    __u64 drop_rows;
 };
 
 struct owner_key {
@@ -139,6 +142,7 @@ struct drop_key {
     __u32 reason;
     __u8 protocol;
     __u8 reserved[7];
+    __u64 cpu; /* as in live_key */
 };
 
 struct drop {
@@ -164,6 +168,7 @@ FLOW_OFFSET(alert, bytes, 136);
 FLOW_OFFSET(drop_key, src_port, 32);
 FLOW_OFFSET(drop_key, reason, 36);
 FLOW_OFFSET(drop_key, protocol, 40);
+FLOW_OFFSET(drop_key, cpu, 48);
 FLOW_OFFSET(drop, end, 16);
 _Static_assert(sizeof(struct alert) == 264, "alert");
 
@@ -221,6 +226,14 @@ BPF_TABLE("lru_hash", __u64, struct owner, connecting, CONNECTING);
 BPF_TABLE("lru_hash", struct fragment_key, struct fragment_flow, fragments, FRAGMENTS);
 BPF_TABLE("lru_hash", struct alert_key, __u64, alerted, ALERT_KEYS);
 BPF_PERCPU_ARRAY(works, struct work, 1);
+
+/* Which of the two tables counts at a time */
+static __always_inline __u32 slot_at(const struct config *config, __u64 now)
+{
+    __u64 boundary = *(volatile __u64 *)&config->boundary;
+
+    return (boundary & 1) ^ (now >= (boundary & ~1ULL));
+}
 
 /* One packet on its way through the functions below. */
 struct sight {
@@ -669,14 +682,12 @@ static __always_inline int watch(struct __sk_buff *skb, __u32 link)
 {
     struct sight s = {.now = bpf_ktime_get_ns(), .length = skb->len, .link = link, .packets = 1};
     __u32 zero = 0;
-    __u64 boundary;
 
     s.config = configs.lookup(&zero);
     s.work = works.lookup(&zero);
     if (!s.config || !s.work)
         return TC_ACT_UNSPEC;
-    boundary = *(volatile __u64 *)&s.config->boundary;
-    s.slot = (boundary & 1) ^ (s.now >= (boundary & ~1ULL));
+    s.slot = slot_at(s.config, s.now);
     s.ledger = ledgers.lookup(&s.slot);
     if (!s.ledger)
         return TC_ACT_UNSPEC;
@@ -770,7 +781,8 @@ TRACEPOINT_PROBE(sock, inet_sock_set_state)
 #ifdef DROPS
 enum skb_drop_reason { SKB_DROP_REASON_ANY = 0x7fffffff }; /* for the tracepoint's arguments, which BCC writes */
 
-BPF_TABLE("lru_hash", struct drop_key, struct drop, drops, DROP_ROWS);
+BPF_TABLE("hash", struct drop_key, struct drop, drops_0, DROP_ROWS);
+BPF_TABLE("hash", struct drop_key, struct drop, drops_1, DROP_ROWS);
 BPF_PERCPU_ARRAY(drop_works, struct work, 1);
 
 static __always_inline __u64 word_at(__u64 base, __u32 offset)
@@ -790,22 +802,44 @@ static __always_inline __u32 namespace_of(__u64 skb)
     return net ? (__u32)word_at(net, OFFSET_NET_INUM) : 0;
 }
 
-static __always_inline void count_drop(const struct packet *p, __u32 reason)
+/* As row_of() has it */
+static __always_inline struct drop *drop_of(__u32 slot, struct drop_key *key)
+{
+    struct drop *row;
+
+    if (!slot)
+        return drops_0.lookup(key);
+    row = drops_1.lookup(key);
+    asm volatile("" : "+r"(row));
+    return row;
+}
+
+/* No tracepoint's program interrupts another one on a CPU, so a row needs no atomic. */
+static __always_inline void count_drop(const struct packet *p, __u32 reason, const struct config *config)
 {
     struct drop_key key = {.src_port = p->key.src_port, .dst_port = p->key.dst_port, .reason = reason};
     struct drop more = {.packets = 1}, *row;
+    struct ledger *ledger;
+    __u32 slot;
 
     more.start = more.end = bpf_ktime_get_ns();
+    slot = slot_at(config, more.start);
+    ledger = ledgers.lookup(&slot);
+    if (!ledger)
+        return;
     key.protocol = p->key.protocol;
+    key.cpu = bpf_get_smp_processor_id();
     __builtin_memcpy(key.src, p->key.src, 16);
     __builtin_memcpy(key.dst, p->key.dst, 16);
-    row = drops.lookup(&key);
-    if (!row) {
-        drops.update(&key, &more);
-        return;
+    row = drop_of(slot, &key);
+    if (row) {
+        row->packets++;
+        row->end = more.end;
+    } else if (slot ? drops_1.insert(&key, &more) : drops_0.insert(&key, &more)) {
+        ledger->drops_lost++;
+    } else {
+        ledger->drop_rows++;
     }
-    __sync_fetch_and_add(&row->packets, 1);
-    row->end = more.end;
 }
 
 TRACEPOINT_PROBE(skb, kfree_skb)
@@ -813,10 +847,11 @@ TRACEPOINT_PROBE(skb, kfree_skb)
     __u64 skb = (__u64)(unsigned long)args->skbaddr, head, have;
     __u32 zero = 0, tail, reason = (__u32)args->reason;
     struct work *w = drop_works.lookup(&zero);
+    struct config *config = configs.lookup(&zero);
     struct cursor c = {};
     __u16 at;
 
-    if (!w || namespace_of(skb) != NETWORK_NAMESPACE)
+    if (!w || !config || !config->boundary || namespace_of(skb) != NETWORK_NAMESPACE)
         return 0;
     head = word_at(skb, OFFSET_SKB_HEAD);
     at = (__u16)word_at(skb, OFFSET_SKB_NETWORK_HEADER);
@@ -833,7 +868,7 @@ TRACEPOINT_PROBE(skb, kfree_skb)
     c.end = 65535;
     __builtin_memset(&w->layers[0], 0, sizeof(w->layers[0]));
     if (parse_frame(&c, LINK_RAW, &w->layers[0]) == PARSED && w->layers[0].fragment != FRAGMENT_LATER)
-        count_drop(&w->layers[0], reason);
+        count_drop(&w->layers[0], reason, config);
     return 0;
 }
 #endif

@@ -661,6 +661,7 @@ BLIND = {
     "overflow": "medium",
     "inner_overflow": "low",
     "alerts_lost": "low",
+    "drops_lost": "low",
 }
 
 

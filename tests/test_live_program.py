@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import platform
+import socket
 import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from test_packet import BPF_PROG_TEST_RUN, BPF_SYSCALL, require_bpf
 
 from analyzer import Cluster, Spec, judge, load_cluster, load_spec, pair
 from analyzer.capture._judging import judging
-from analyzer.capture._program import ALERT, LEDGER, LINK_NAMES, RAW, WATCHERS, Program
+from analyzer.capture._program import ALERT, DROP_ROWS, LEDGER, LINK_NAMES, RAW, WATCHERS, Program
 from analyzer.capture.alerts import Alert, Reader
 from analyzer.errors import LiveError
 from analyzer.rows import Coverage, Observer, OneWay, sum_rows
@@ -313,6 +314,52 @@ def test_the_table_is_empty_after_it_was_read(live: Live) -> None:
     assert len(live.sees([fr.segment(("10.10.0.11", 5), ("10.10.0.21", 6443), SYN)]).rows) == 1
     again = live.taken()
     assert (len(again.rows), again.coverage[0].frames) == (0, 0)
+
+
+# ---- what the kernel drops ----
+
+
+def refused(count: int) -> None:
+    """So many datagrams to ports of this machine where nobody listens, each of a 5-tuple of its own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for n in range(count):
+            sock.sendto(b"?", (f"127.{n >> 16}.{n >> 8 & 255}.{n & 255 or 1}", 1 + (n & 255)))
+
+
+def drops_to_loopback(live: Live, slot: int = 0) -> Any:
+    """Packets of each row whose destination is in 127/8, and the ledger's count of those without one."""
+    keys, values = live.program.take_drops(slot)
+    mine = np.array([key["dst"].tobytes()[12] == 127 and key["protocol"] == 17 for key in keys], bool)
+    _, ledger = live.program.take(slot)
+    return values["packets"][mine], ledger["drops_lost"]
+
+
+def require_drops(live: Live) -> None:
+    if not live.program.has_drops:
+        pytest.skip("this kernel does not say why it drops")
+
+
+@pytest.mark.usefixtures("_one_cpu")
+def test_a_drop_without_room_is_counted_to_the_packet(live: Live) -> None:
+    require_drops(live)
+    live.program.take_drops(0), live.taken()
+    more = 300
+    refused(DROP_ROWS + more)
+    packets, lost = drops_to_loopback(live)
+    assert DROP_ROWS - 50 <= len(packets) <= DROP_ROWS, "some rows may be others' on this machine"
+    assert int(packets.sum()) + lost >= DROP_ROWS + more
+    assert more <= lost < more + 100
+
+
+def test_time_says_which_table_of_drops_counts(live: Live) -> None:
+    require_drops(live)
+    for boundary, slot, counted in ((NEVER, 0, 0), (2, 0, 1), (NEVER, 1, 1), (2, 1, 0)):
+        live.program.set_boundary(boundary, slot)
+        for number in (0, 1):
+            live.program.take_drops(number), live.taken(number)
+        refused(20)
+        assert {n: int(drops_to_loopback(live, n)[0].sum()) for n in (0, 1)} == {counted: 20, 1 - counted: 0}
+    live.program.set_boundary(NEVER, 0)
 
 
 # ---- verdicts ----

@@ -39,6 +39,8 @@ Records = NDArray[np.void]
 #: the ring buffer and batched reading of maps (kernel 5.6, 5.8)
 LEAST_KERNEL = (5, 8)
 FLOWS = 131072
+#: DROP_ROWS of bpf/live.c: rows that fit a table of drops
+DROP_ROWS = 32768
 ETHERNET, RAW = 1, 101
 #: link type (https://www.tcpdump.org/linktypes.html) → what live.c's programs for it are called
 LINK_NAMES = {ETHERNET: "ethernet", RAW: "raw"}
@@ -59,6 +61,8 @@ LEDGER = {
     "rows": None,
     "alerts": None,
     "alerts_lost": "alerts_lost",
+    "drops_lost": "drops_lost",
+    "drop_rows": None,
 }
 OWNER_KEY = np.dtype(
     [("src", "V16"), ("dst", "V16"), ("src_port", "u2"), ("dst_port", "u2"), ("reserved", "u4")]
@@ -67,7 +71,7 @@ OWNER = np.dtype([("cgroup", "u8"), ("pid", "u4"), ("reserved", "u4"), ("process
 DROP_KEY = np.dtype(
     [
         ("src", "V16"), ("dst", "V16"), ("src_port", "u2"), ("dst_port", "u2"), ("reason", "u4"),
-        ("protocol", "u1"), ("reserved", "V7"),
+        ("protocol", "u1"), ("reserved", "V7"), ("cpu", "u8"),
     ]
 )  # fmt: skip
 DROP = np.dtype([("packets", "u8"), ("start", "u8"), ("end", "u8")])
@@ -83,7 +87,8 @@ _LAYOUTS: dict[str, tuple[int, int]] = {
     "flows_1": (KEY_BYTES, COUNTERS.itemsize),
     "ledgers": (4, 8 * len(LEDGER)),
     "owners": (OWNER_KEY.itemsize, OWNER.itemsize),
-    "drops": (DROP_KEY.itemsize, DROP.itemsize),
+    "drops_0": (DROP_KEY.itemsize, DROP.itemsize),
+    "drops_1": (DROP_KEY.itemsize, DROP.itemsize),
     "members": (PLACE_KEY.itemsize, PLACE.itemsize),
     "ranges": (RANGE_KEY.itemsize, 4),
     "port_classes": (4, PORT_CLASS.itemsize),
@@ -236,7 +241,7 @@ class Program:
             self._maps = {
                 name: self._bpf[name.encode()].map_fd
                 for name in _LAYOUTS
-                if name != "drops" or self.has_drops
+                if self.has_drops or not name.startswith("drops_")
             }
             self._check_layouts()
         except BaseException:
@@ -397,11 +402,13 @@ class Program:
         """Who opened connections since the last call: keys, dtype OWNER_KEY, and values, dtype OWNER."""
         return self._take("owners", OWNER_KEY, OWNER, 65536)
 
-    def take_drops(self) -> tuple[Records, Records]:
-        """What the kernel dropped since the last call: keys, dtype DROP_KEY, and values, dtype DROP."""
+    def take_drops(self, slot: int) -> tuple[Records, Records]:
+        """Empties a table that is at rest: what the kernel dropped, keys, dtype DROP_KEY, and values, dtype
+        DROP. What found no room there is `drops_lost` in the ledger.
+        """
         if not self.has_drops:
             return np.zeros(0, DROP_KEY), np.zeros(0, DROP)
-        return self._take("drops", DROP_KEY, DROP, 16384)
+        return self._take(f"drops_{slot}", DROP_KEY, DROP, DROP_ROWS)
 
     def _take(
         self, name: str, key: np.dtype[np.void], value: np.dtype[np.void], room: int

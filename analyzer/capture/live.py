@@ -25,12 +25,12 @@ import numpy as np
 
 from analyzer.capture import _tc, who
 from analyzer.capture._judging import judging
-from analyzer.capture._program import FLOWS, LEDGER, Program, check_machine
+from analyzer.capture._program import DROP_ROWS, FLOWS, LEDGER, Program, check_machine
 from analyzer.capture.alerts import Alert, Flood, Reader
 from analyzer.capture.pcapng import Writer
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.errors import AnalyzerError, CaptureError, LiveError
-from analyzer.facts import DROP, OWNER, Facts
+from analyzer.facts import DROP, OWNER, Facts, sum_drops
 from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge, sum_rows
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec
 from analyzer.store import add_rows, writing
@@ -45,7 +45,7 @@ NS = 10**9
 TICK_NS = NS // 4
 #: a table that is so full is emptied before its interval ends
 PRESSURE = 0.5
-#: rows kept back for the interval's part, above which they are written at once
+#: rows and facts kept back for the interval's part, above which they are written at once
 PENDING_ROWS = 1_000_000
 #: bytes of the 255 that file systems allow; Kubernetes allows a node 253
 LONGEST_NAME = 200
@@ -288,16 +288,21 @@ class Collector:
             if now >= self._boundary:
                 self._turn()
                 self._write()
-            elif self._program.ledger(self._slot)["rows"] > PRESSURE * self.order.flows:
+            elif self._fills():
                 self._turn_early(now)
             if self._check_links():
                 return
+
+    def _fills(self) -> bool:
+        """Whether a table would overflow if it waited for the interval's end."""
+        ledger = self._program.ledger(self._slot)
+        return ledger["rows"] > PRESSURE * self.order.flows or ledger["drop_rows"] > PRESSURE * DROP_ROWS
 
     def _turn_early(self, now: int) -> None:
         """The table fills up: the other one takes over before the interval is over."""
         self._program.set_boundary(now, self._slot)
         self._turn()
-        if sum(len(part.rows) for part in self._pending) > PENDING_ROWS:
+        if sum(len(part.rows) + len(part.facts) for part in self._pending) > PENDING_ROWS:
             self._write()
 
     def _turn(self) -> None:
@@ -312,7 +317,7 @@ class Collector:
     def _take(self, slot: int) -> None:
         now = time.monotonic_ns()
         rows, ledger = self._program.take(slot)
-        self._pending.append(self._one_way(rows, self._coverage(ledger, now)))
+        self._pending.append(self._one_way(rows, self._coverage(ledger, now), self._facts(slot)))
         self._since = now
 
     def _check_links(self) -> bool:
@@ -347,7 +352,7 @@ class Collector:
         window: dict[str, Any] = {"start": self._since + self._offset, "end": end + self._offset}
         return Coverage(self.node, missing="; ".join(self.missing), **window, **counts)
 
-    def _one_way(self, rows: NDArray[np.void], coverage: Coverage) -> OneWay:
+    def _one_way(self, rows: NDArray[np.void], coverage: Coverage, facts: Facts) -> OneWay:
         rows["start"] += np.uint64(self._offset)
         rows["end"] += np.uint64(self._offset)
         rows["interval"] = rows["start"] - rows["start"] % np.uint64(self.order.interval)
@@ -361,7 +366,7 @@ class Collector:
             (coverage,),
             interval=self.order.interval,
             listeners=self._listening(),
-            facts=self._facts(),
+            facts=facts,
         )
 
     def _observers(self) -> tuple[Observer, ...]:
@@ -380,10 +385,10 @@ class Collector:
             )
         return self._listeners
 
-    def _facts(self) -> Facts:
+    def _facts(self, slot: int) -> Facts:
         names: dict[str, int] = {"": 0}
         owners = self._owners(*self._program.take_owners(), names)
-        drops = self._drops(*self._program.take_drops(), names)
+        drops = self._drops(*self._program.take_drops(slot), names)
         return Facts(tuple(names), owners, drops)
 
     def _owners(
@@ -418,7 +423,7 @@ class Collector:
         for name in ("start", "end"):
             drops[name] = values[name] + np.uint64(self._offset)
         drops["interval"] = drops["start"] - drops["start"] % np.uint64(self.order.interval)
-        return drops
+        return sum_drops(drops)
 
     def _at_start(self) -> OneWay:
         """Who owns the connections that were open before."""
