@@ -19,7 +19,8 @@
 #define ICMPV6 58
 #define SCTP   132
 
-#define EPHEMERAL 32768 /* the first port that Linux gives to clients (net.ipv4.ip_local_port_range) */
+#define UNPRIVILEGED 1024  /* the first port that anybody may take, and resolvers do; bpf/live.c has both as well */
+#define EPHEMERAL    32768 /* the first port that Linux gives to clients (net.ipv4.ip_local_port_range) */
 
 #define TCP_RST              0x04
 #define TCP_ACK              0x10
@@ -908,16 +909,22 @@ static int by_listener(const struct pairing *p, const struct index *listening, c
     return is_listening(p, listening, &ends[1]) - is_listening(p, listening, &ends[0]);
 }
 
+/* Whether a client may have got the one port by chance to ask the other: it is ephemeral, or a resolver took it. */
+static bool is_of_client(__u16 port, __u16 other)
+{
+    return (port >= EPHEMERAL && other < EPHEMERAL) || (port >= UNPRIVILEGED && other < UNPRIVILEGED);
+}
+
 /*
  * The end whose port the specification names is the server. But for UDP, which has no opening, where chance may have
- * given it this port, as one of WireGuard's for a question to DNS: it is ephemeral, the other's is not, and it was
- * heard first.
+ * given it this port, as one of WireGuard's or VXLAN's for a question to DNS: it is a client's rather than the other's,
+ * and it was heard first. bpf/live.c judges by the same.
  */
 static int by_spec(const struct pairing *p, const struct judged *j, const struct endpoint ends[2])
 {
     int says = is_named(p, &ends[1]) - is_named(p, &ends[0]), server = says > 0;
 
-    if (says && ends[0].protocol == UDP && ends[server].port >= EPHEMERAL && ends[!server].port < EPHEMERAL &&
+    if (says && ends[0].protocol == UDP && is_of_client(ends[server].port, ends[!server].port) &&
         start_of(p, j, server) < start_of(p, j, !server))
         return 0;
     return says;

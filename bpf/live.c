@@ -24,6 +24,7 @@
 #define CONNECTING  16384
 #define FRAGMENTS   4096
 #define ALERT_KEYS  16384
+#define HEARD       16384
 #define ALERT_PAGES 256
 #define ALERT_BYTES 128
 #define DROP_ROWS   32768
@@ -43,6 +44,8 @@
 #define PORT_WIREGUARD   51820
 #define PORT_WIREGUARD_6 51821
 #define PORT_WIREGUARD_C 51871 /* Cilium's */
+#define UNPRIVILEGED     1024  /* analyzer/_connections.h has these two as well */
+#define EPHEMERAL        32768
 
 /* ---- what user space sets ---- */
 
@@ -206,6 +209,7 @@ struct work {
     struct fragment_key fragment;
     struct alert_key asked;
     struct alert_key answered;
+    struct owner_key ends;
     __u32 direction;
     __u32 reserved;
 };
@@ -225,6 +229,7 @@ BPF_RINGBUF_OUTPUT(alerts, ALERT_PAGES);
 BPF_TABLE("lru_hash", __u64, struct owner, connecting, CONNECTING);
 BPF_TABLE("lru_hash", struct fragment_key, struct fragment_flow, fragments, FRAGMENTS);
 BPF_TABLE("lru_hash", struct alert_key, __u64, alerted, ALERT_KEYS);
+BPF_TABLE("lru_hash", struct owner_key, __u32, heard, HEARD); /* 1: the source was heard before the other end */
 BPF_PERCPU_ARRAY(works, struct work, 1);
 
 /* Which of the two tables counts at a time */
@@ -247,6 +252,7 @@ struct sight {
     __u32 slot;
     __u32 link;
     __u32 captured;
+    __u32 begins; /* the packet that was recorded last was no row's */
 };
 
 /* ---- verdict: of the first packet of a row ---- */
@@ -315,12 +321,10 @@ static __always_inline int is_inside(const struct sight *s, const __u8 *address)
     return ranges.lookup(&key) != 0;
 }
 
-static __always_inline int is_tunnel_port(const struct flow_key *key)
+static __always_inline int is_tunnel_port(__u8 protocol, __u16 port)
 {
-    __u16 port = key->dst_port;
-
-    return key->protocol == IP_UDP && (port == PORT_VXLAN || port == PORT_VXLAN_LINUX || port == PORT_GENEVE ||
-                                       port == PORT_WIREGUARD || port == PORT_WIREGUARD_6 || port == PORT_WIREGUARD_C);
+    return protocol == IP_UDP && (port == PORT_VXLAN || port == PORT_VXLAN_LINUX || port == PORT_GENEVE ||
+                                  port == PORT_WIREGUARD || port == PORT_WIREGUARD_6 || port == PORT_WIREGUARD_C);
 }
 
 static __always_inline int verdict_of(const struct sight *s, struct port_class class, __u32 client, __u32 server)
@@ -385,14 +389,59 @@ static __always_inline void alert(const struct sight *s, const struct packet *p,
     alerts.ringbuf_submit(a, 0);
 }
 
+static __always_inline void name_ends(struct owner_key *key, const struct flow_key *flow, int reversed)
+{
+    __builtin_memcpy(key->src, reversed ? flow->dst : flow->src, 16);
+    __builtin_memcpy(key->dst, reversed ? flow->src : flow->dst, 16);
+    key->src_port = reversed ? flow->dst_port : flow->src_port;
+    key->dst_port = reversed ? flow->src_port : flow->dst_port;
+    key->reserved = flow->protocol;
+}
+
+/* Whether the packet's source was heard before its destination; it is noted for either way. */
+static __always_inline int is_heard_first(const struct sight *s, const struct packet *p)
+{
+    struct owner_key *key = &s->work->ends;
+    __u32 first = 1, *known;
+
+    name_ends(key, &p->key, 0);
+    known = heard.lookup(key);
+    if (known)
+        return *known != 0;
+    heard.update(key, &first);
+    first = 0;
+    name_ends(key, &p->key, 1);
+    heard.update(key, &first);
+    return 1;
+}
+
 /*
- * Whether the packet went from server to client: by who opened, by what was told before, by the specification, and as a
- * last resort the lower port serves; as analyzer/_pairing.py has it.
+ * Whether the one end whose port the specification names has it by chance, as by_spec() of analyzer/_connections.h has
+ * it: of UDP, a port that clients are given, beside one that serves rather, and it was heard first.
+ */
+static __always_inline int is_by_chance(const struct sight *s, const struct packet *p, int src_named)
+{
+    __u16 named = src_named ? p->key.src_port : p->key.dst_port;
+    __u16 other = src_named ? p->key.dst_port : p->key.src_port;
+
+    if (p->key.protocol != IP_UDP)
+        return 0;
+    if (!(named >= EPHEMERAL && other < EPHEMERAL) && !(named >= UNPRIVILEGED && other < UNPRIVILEGED))
+        return 0;
+    return is_heard_first(s, p) == src_named;
+}
+
+/*
+ * Whether the packet went from server to client: a tunnel's carrier never does; by who opened, by what was told before,
+ * by the specification, and as a last resort the lower port serves, of equal ones who was heard last; as
+ * analyzer/_connections.h has it.
  */
 static __always_inline int is_reversed(const struct sight *s, const struct packet *p, int row)
 {
     int src_named, dst_named;
 
+    if (p->events & EVENT_CARRIER)
+        return 0;
     if (p->events & (EVENT_SYN | EVENT_SYN_ACK))
         return !(p->events & EVENT_SYN);
     if (alerted.lookup(&s->work->asked))
@@ -401,8 +450,10 @@ static __always_inline int is_reversed(const struct sight *s, const struct packe
         return 1;
     src_named = class_of(s, row, p->key.src_port).own != 0;
     dst_named = class_of(s, row, p->key.dst_port).own != 0;
-    if (src_named != dst_named)
+    if (src_named != dst_named && !is_by_chance(s, p, src_named))
         return src_named;
+    if (p->key.src_port == p->key.dst_port)
+        return !is_heard_first(s, p);
     return p->key.src_port < p->key.dst_port;
 }
 
@@ -429,6 +480,19 @@ static __always_inline void judge_members(const struct sight *s, const struct pa
         alert(s, p, name, reversed, verdict);
 }
 
+/* Between a member and an address outside: what comes in may be a tunnel, what goes out says who asked. */
+static __always_inline void judge_outside(const struct sight *s, const struct packet *p, int comes)
+{
+    if (!is_tunnel_port(p->key.protocol, comes ? p->key.dst_port : p->key.src_port))
+        return;
+    if (is_inside(s, comes ? p->key.src : p->key.dst))
+        return;
+    name_pair(&s->work->asked, &p->key, 0, p->key.dst_port, s->config->generation);
+    name_pair(&s->work->answered, &p->key, 1, p->key.src_port, s->config->generation);
+    if (!is_reversed(s, p, protocol_row(IP_UDP)) && comes)
+        alert(s, p, &s->work->asked, 0, ALERT_FOREIGN_TUNNEL);
+}
+
 static __always_inline void judge(const struct sight *s, const struct packet *p)
 {
     struct place *src, *dst;
@@ -436,15 +500,11 @@ static __always_inline void judge(const struct sight *s, const struct packet *p)
     if (!s->config->judging)
         return;
     dst = place_of(s, p->key.dst);
-    if (!dst)
-        return;
     src = place_of(s, p->key.src);
-    if (src && src->member != dst->member) {
+    if (src && dst && src->member != dst->member)
         judge_members(s, p, src, dst);
-    } else if (!src && is_tunnel_port(&p->key) && !is_inside(s, p->key.src)) {
-        name_pair(&s->work->asked, &p->key, 0, p->key.dst_port, s->config->generation);
-        alert(s, p, &s->work->asked, 0, ALERT_FOREIGN_TUNNEL);
-    }
+    else if (!src != !dst)
+        judge_outside(s, p, !src);
 }
 
 /* ---- rows ---- */
@@ -477,7 +537,7 @@ static __always_inline struct flow_counters *row_of(const struct sight *s, struc
     return row;
 }
 
-static __always_inline int add_row(const struct sight *s, struct packet *p)
+static __always_inline int add_row(struct sight *s, struct packet *p)
 {
     struct live_key *key = row_key(p);
     struct flow_counters *row = row_of(s, key);
@@ -491,8 +551,7 @@ static __always_inline int add_row(const struct sight *s, struct packet *p)
     failed = s->slot ? flows_1.insert(key, &w->more) : flows_0.insert(key, &w->more);
     if (!failed)
         s->ledger->rows++;
-    if (!p->key.tunnel && p->fragment != FRAGMENT_LATER && w->more.packets)
-        judge(s, p);
+    s->begins = 1;
     return failed ? FULL : RECORDED;
 }
 
@@ -529,7 +588,8 @@ static __always_inline int find_first(const struct sight *s, struct packet *p)
     return 1;
 }
 
-static __always_inline int add_fragment(const struct sight *s, struct packet *p)
+/* Whether the ports of a fragment's datagram are known. */
+static __always_inline int place_fragment(const struct sight *s, struct packet *p)
 {
     struct fragment_key *key = &s->work->fragment;
 
@@ -538,15 +598,14 @@ static __always_inline int add_fragment(const struct sight *s, struct packet *p)
     key->flow.dst_port = 0;
     key->flow.protocol = p->fragment_protocol;
     key->id = p->fragment_id;
-    if (p->fragment == FRAGMENT_FIRST)
-        note_first(s, p);
-    else if (!find_first(s, p))
-        return WAITS;
-    return add_row(s, p);
+    if (p->fragment == FRAGMENT_LATER)
+        return find_first(s, p);
+    note_first(s, p);
+    return 1;
 }
 
 /* A quote is no packet: the quoted flow learns what was said of it. */
-static __always_inline int record(const struct sight *s, struct packet *p, int quote)
+static __always_inline int record(struct sight *s, struct packet *p, int quote)
 {
     struct work *w = s->work;
     __u64 bytes = p->bytes;
@@ -566,7 +625,9 @@ static __always_inline int record(const struct sight *s, struct packet *p, int q
     w->more.bytes = bytes + (s->packets - 1) * headers;
     w->more.tcp_flags = p->tcp_flags;
     w->more.events = p->events;
-    return p->fragment == FRAGMENT_NONE ? add_row(s, p) : add_fragment(s, p);
+    if (p->fragment != FRAGMENT_NONE && !place_fragment(s, p))
+        return WAITS;
+    return add_row(s, p);
 }
 
 /* ---- one frame ---- */
@@ -641,7 +702,7 @@ static __always_inline void watch_frame(struct sight *s, struct __sk_buff *skb, 
         .end = s->length,
         .scratch = s->work->scratch,
     };
-    int results[PACKET_LAYERS] = {}, found = 1, i;
+    int results[PACKET_LAYERS] = {}, found = 1, begins, i;
 
     __builtin_memset(&layers[0], 0, sizeof(layers[0]));
     layers[0].key.interface = skb->ifindex;
@@ -672,10 +733,13 @@ static __always_inline void watch_frame(struct sight *s, struct __sk_buff *skb, 
         note_owner(skb, &layers[0]);
     if (record_outer(s, &layers[0]) != RECORDED)
         s->ledger->other_bytes += s->length;
+    begins = s->begins && layers[0].fragment != FRAGMENT_LATER;
 #pragma unroll
     for (i = 1; i < PACKET_LAYERS; i++)
         if (found > i || found == -i - 1)
             record_inner(s, &layers[i], results[i], layers[i - 1].next == NEXT_QUOTE);
+    if (begins) /* last, since what follows multiplies with its many ways for the verifier */
+        judge(s, &layers[0]);
 }
 
 static __always_inline int watch(struct __sk_buff *skb, __u32 link)

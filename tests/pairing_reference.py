@@ -45,6 +45,7 @@ ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
 _RST, _ACK = 0x04, 0x10
 #: reply → request (RFC 792, 950, 4443, 4861): the two directions of one flow
 _REQUESTS = {ICMP: {0: 8, 14: 13, 16: 15, 18: 17}, ICMPV6: {129: 128, 134: 133, 136: 135}}
+_UNPRIVILEGED = 1024  # the first port that anybody may take
 _EPHEMERAL = 32768  # the first port that Linux gives to clients
 _FRAGMENTATION_NEEDED = np.uint32(1 << 4)  # RFC 792 code 4 is path MTU discovery: the flow goes on
 
@@ -345,13 +346,17 @@ def _is_named(port: Array, protocol: npt.NDArray[np.uint8], named: ServerPorts) 
 
 
 def _by_chance(t: Tuples, c: Connections, ports: tuple[Array, Array], spec: list[Booleans]) -> Booleans:
-    """A named ephemeral port of UDP, beside one that is not ephemeral, that was heard first: a client's."""
+    """A named port of UDP that is ephemeral beside one that is not, or unprivileged beside one that is not,
+    and was heard first: a client's.
+    """
     starts = [at(t.start, end, int(NO_TIME)) for end in (c.low, c.high)]
     ways = [
         spec[i]
         & ~spec[1 - i]
-        & (ports[i] >= _EPHEMERAL)
-        & (ports[1 - i] < _EPHEMERAL)
+        & (
+            ((ports[i] >= _EPHEMERAL) & (ports[1 - i] < _EPHEMERAL))
+            | ((ports[i] >= _UNPRIVILEGED) & (ports[1 - i] < _UNPRIVILEGED))
+        )
         & (starts[i] < starts[1 - i])
         for i in (0, 1)
     ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import platform
 import socket
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from packets import ETHERNET, PACKETS, RST, SYN, TCP, UDP, Packet, ether, ipv4, tcp, udp, vxlan
 from test_packet import BPF_PROG_TEST_RUN, BPF_SYSCALL, require_bpf
 
-from analyzer import Cluster, Spec, judge, load_cluster, load_spec, pair
+from analyzer import Cluster, Spec, find, judge, load_cluster, load_spec, pair
 from analyzer.capture._judging import judging
 from analyzer.capture._program import ALERT, DROP_ROWS, LEDGER, LINK_NAMES, RAW, WATCHERS, Program
 from analyzer.capture.alerts import Alert, Reader
@@ -446,7 +447,8 @@ def test_every_rule_is_judged_as_judge_does(live: Live, cluster: Cluster) -> Non
 @given(data=st.data())
 def test_any_first_packet_is_judged_as_judge_does(live: Live, cluster: Cluster, data: st.DataObject) -> None:
     spec = load_spec(data.draw(st.sampled_from(("rke2-canal", "rke2-canal-2025-07-28"))))
-    live.program.judge_by(judging(cluster, spec))  # another generation: nothing told before counts
+    live.program.judge_by(judging(cluster, spec))
+    live.program.forget_told()
     family = data.draw(st.sampled_from((0, 1)))
     nodes = data.draw(st.permutations(cluster.nodes))[:2]
     ports = st.sampled_from(edges(spec)) | st.integers(1, 65535)
@@ -466,6 +468,55 @@ def test_a_tunnel_from_outside_is_told_and_one_from_a_pod_is_not(live: Live, clu
     assert [(a.client, a.server, a.verdict) for a in alerts] == [
         ("192.0.2.7", cluster.nodes[0].name, "foreign-tunnel")
     ]
+
+
+def told_of_a_capture(frames: Sequence[bytes], cluster: Cluster, spec: Spec) -> tuple[set[Ends], set[Ends]]:
+    """What `judge` and `find` say of packets that came one after the other: verdicts, and foreign tunnels."""
+    whole = fr.read(fr.pcap(fr.timed(list(frames)), "ns"))
+    flows = judge(pair(whole, server_ports(spec)), cluster, spec)
+    ends = ("client_node", "server_node", "protocol", "server_port", "verdict")
+    outside: Any = flows.loc[flows["verdict"].isin(OUTSIDE), list(ends)]
+    tunnels: Any = find(flows, cluster, spec, whole.coverage)
+    tunnels = tunnels[tunnels["kind"] == "foreign-tunnel"]
+    return (
+        {(str(a), str(b), str(c), int(d), str(e)) for a, b, c, d, e in outside.itertuples(index=False)},
+        {(f.client, f.server, f.protocol, int(f.port), f.kind) for f in tunnels.itertuples(index=False)},
+    )
+
+
+TUNNEL_PORTS = (4789, 6081, 8472, 51820, 51871)
+#: payload → whose packets there are, in this order: of the end with the tunnel's port, of the other one. No
+#: carrier goes back on the ports on which it came
+HEARD = {
+    b"\x08" + bytes(39): ("named", "other"),
+    b"\xc5\xd7\x81\x80\0\1\0\1": (
+        *("named", "other", "named other", "other named", "other other named", "named named other other"),
+    ),
+}
+
+
+@pytest.mark.parametrize("port", TUNNEL_PORTS)
+@pytest.mark.parametrize("payload", HEARD, ids=["tunnel", "DNS"])
+def test_a_tunnels_port_is_judged_as_a_capture_of_it_is(
+    live: Live, cluster: Cluster, port: int, payload: bytes
+) -> None:
+    """One table of packets through both: between nodes and with an address outside, whoever has the port,
+    whoever was heard first, with a tunnel's header and without.
+    """
+    spec, wrong, node, other = load_spec(), [], cluster.nodes[3].addresses[0], cluster.nodes[4].addresses[0]
+    places = ((node, other), (node, "192.0.2.7"), ("192.0.2.7", node))
+    live.program.judge_by(judging(cluster, spec))
+    for ends, far, heard in itertools.product(places, (53, 1053, 40000, port), HEARD[payload]):
+        named, client = (ends[0], port), (ends[1], far)
+        ways = {"named": fr.datagram(named, client, payload), "other": fr.datagram(client, named, payload)}
+        frames = [ways[who] for who in heard.split()]
+        live.program.forget_told()
+        live.sees(frames)
+        alerts = live.alerts(cluster, spec)
+        tunnels = {(a.client, a.server, a.protocol, a.port, a.verdict) for a in alerts} - told(alerts)
+        if (told(alerts), tunnels) != told_of_a_capture(frames, cluster, spec):
+            wrong.append((ends, far, heard))
+    assert wrong == []
 
 
 def test_one_flow_is_told_once(live: Live, cluster: Cluster) -> None:

@@ -262,6 +262,14 @@ ROWS: dict[str, Row] = {
         [datagram((AGENT, 51821), (OUTSIDE, 53), bytes(40))] * 3,
         {("agent-1", OUTSIDE, "udp", 53, "not-judged", "unanswered")},
     ),
+    "a question to DNS from a port that is VXLAN's": Row(
+        "unbound and BIND take any of the unprivileged ports",
+        [
+            datagram((AGENT, 8472), (OUTSIDE, 53), bytes(40)),
+            datagram((OUTSIDE, 53), (AGENT, 8472), bytes(90)),
+        ],
+        quiet("agent-1", OUTSIDE, 53, "udp"),
+    ),
     "VXLAN from a port that changes": Row(
         "the source port is a hash of the inner frame: no carrier is answered on its own 5-tuple",
         [
@@ -402,6 +410,13 @@ WRONG: dict[str, tuple[list[bytes], set[Found]]] = {
             datagram((AGENT, 51820), (OUTSIDE, 1053), bytes(92)),
         ],
         {("foreign-tunnel", "high", 51820)},
+    ),
+    "to VXLAN's port from outside, from DNS's": (
+        [
+            datagram((OUTSIDE, 53), (AGENT, 8472), bytes(40)),
+            datagram((AGENT, 8472), (OUTSIDE, 53), bytes(40)),
+        ],
+        {("foreign-tunnel", "high", 8472)},
     ),
     "WireGuard from outside, answered from an ephemeral port": (
         [

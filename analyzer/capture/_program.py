@@ -421,6 +421,11 @@ class Program:
         """No later fragment finds its first one any more."""
         self._bpf[b"fragments"].clear()
 
+    def forget_told(self) -> None:
+        """Nothing was told before, and nobody heard before another."""
+        self._bpf[b"alerted"].clear()
+        self._bpf[b"heard"].clear()
+
     def on_alert(self, tell: Callable[[Records], None]) -> None:
         """`tell` gets each alert, dtype ALERT and shape (1,), from :meth:`poll_alerts`."""
 
