@@ -29,6 +29,7 @@ from analyzer.store import (
     COMPACTED,
     content_id,
     files_in,
+    flush,
     is_closed,
     read_notes,
     read_rows,
@@ -221,7 +222,7 @@ def compact(folder: Path, rules: Rules, now: int, *, dry_run: bool = False) -> W
         work.batches = list(plan(parts, rules, now, work))
         if dry_run:
             return work
-        _delete([*work.finished, *work.leftovers])
+        _finish(folder, parts, work)
         done = [batch for planned in work.batches for batch in _compacted(folder, planned, work)]
         return replace(work, batches=done)
 
@@ -314,9 +315,8 @@ def _compacted(folder: Path, batch: Batch, work: Work) -> Iterator[Batch]:
     windows = _joined(window for part in batch.parts for window in part.windows)
     with _telling(folder):
         path = _placed(one_way, folder.joinpath(*_home(batch.parts[0])), entries, windows)
-        for changed in (path.parent, path.parent.parent, folder):
-            _flush(changed)
         size = path.stat().st_size
+    _flush_all((path.parent, path.parent.parent, folder))
     _delete([part.path for part in batch.parts])
     yield replace(batch, path=path, size=size)
 
@@ -339,7 +339,7 @@ def _placed(
     try:
         write_rows(one_way, hidden, {"replaces": entries, "windows": windows})
         _check_written(one_way, hidden)
-        _flush(hidden)
+        flush(hidden)
         hidden.replace(path)
     finally:
         hidden.unlink(missing_ok=True)
@@ -393,16 +393,31 @@ def prune(folder: Path, keep: int, now: int, *, dry_run: bool = False) -> Work:
         work.old = [part for part in parts if part.end and part.end < now - keep]
         work.left |= {part.path: "names no time" for part in parts if not part.end}
         if not dry_run:
-            _delete([*work.finished, *work.leftovers])
+            _finish(folder, parts, work)
             _delete([part.path for part in work.old])
             _remove_empty(folder)
         return work
 
 
+def _finish(folder: Path, parts: Sequence[Stored], work: Work) -> None:
+    """Deletes what a killed run had not, once what it made is on the disk: it need not have come to that."""
+    made = [part.path for part in parts if work.finished and COMPACTED.fullmatch(part.path.name)]
+    _flush_all([*made, *(above for path in made for above in path.parents if above.is_relative_to(folder))])
+    _delete([*work.finished, *work.leftovers])
+
+
 def _delete(paths: Sequence[Path]) -> None:
+    """For good: one that came back when the power failed would count beside what a later run made of it."""
     for path in paths:
         with _telling(path):
             path.unlink(missing_ok=True)
+    _flush_all([path.parent for path in paths])
+
+
+def _flush_all(paths: Iterable[Path]) -> None:
+    for path in dict.fromkeys(paths):
+        with _telling(path):
+            flush(path)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -446,15 +461,6 @@ def _alone(folder: Path, dry_run: bool) -> Iterator[None]:
                 "another run compacts or prunes it", where=str(folder), next_step="wait until it has ended"
             ) from error
         yield
-    finally:
-        os.close(handle)
-
-
-def _flush(path: Path) -> None:
-    """On the disk, and not only in the kernel's memory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)
 

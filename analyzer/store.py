@@ -70,6 +70,8 @@ GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 #: what file systems say that have no second name for a file: FAT, some of networks
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+#: what file systems say that know no more of a folder than what is on the disk already
+_NO_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _asking = threading.Lock()
 
 
@@ -752,7 +754,8 @@ def write_rows(one_way: OneWay, path: str | Path, more: Mapping[str, object] | N
 
 def add_rows(one_way: OneWay, path: Path) -> Path:
     """The same, and no file loses its place to it: where one has the name, whoever wrote it and at whatever
-    moment, a number follows. The path that it has.
+    moment, a number follows. The path that it has. It is on the disk when it appears, and stays there when
+    the power fails.
 
     Raises CaptureError where the place cannot be written.
     """
@@ -762,9 +765,25 @@ def add_rows(one_way: OneWay, path: Path) -> Path:
         with writing(path):
             _write_part(one_way, beside, {})
             beside.chmod(0o666 & ~_umask())
-            return _added(beside, path)
+            flush(beside)
+            added = _added(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+    with writing(path):
+        flush(path.parent)
+    return added
+
+
+def flush(path: Path) -> None:
+    """A file's bytes, or a folder's names, are on the disk and not only in the kernel's memory. OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+    finally:
+        os.close(handle)
 
 
 def _added(new: Path, path: Path) -> Path:

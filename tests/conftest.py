@@ -6,6 +6,7 @@ import os
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -70,3 +71,25 @@ def require_shared() -> None:
     """The test reads other projects' captures, which lie beside the project and are not part of it."""
     if not (SHARED / "captures").is_dir():
         pytest.skip(f"no captures of other projects at {SHARED / 'captures'}")
+
+
+def steps_on_disk(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[tuple[str, str]]:
+    """What the system is asked for from now on, done as before: `fsync` and these of os' functions, each with
+    the name of the file that it is about; of two the second.
+    """
+    steps: list[tuple[str, str]] = []
+
+    def noting(name: str) -> Any:
+        real = getattr(os, name)
+
+        def call(*paths: Any, **more: Any) -> Any:
+            of = os.readlink(f"/proc/self/fd/{paths[0]}") if name == "fsync" else paths[-1]
+            result = real(*paths, **more)
+            steps.append((name, Path(of).name))
+            return result
+
+        return call
+
+    for name in ("fsync", *names):
+        monkeypatch.setattr(os, name, noting(name))
+    return steps

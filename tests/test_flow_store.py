@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import frames as fr
 import numpy as np
 import pytest
-from conftest import RECORDED
+from conftest import RECORDED, steps_on_disk
 from frames import EPOCH, NS, Frame, same_table, traffic
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -376,6 +376,40 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
     assert len(left) > 10
     for folder in left:
         _whole_again(folder, expected)
+
+
+def test_nothing_is_deleted_before_what_takes_its_place_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(tmp_path / "s", 3)
+    old = sorted(path.name for path in folder.iterdir())
+    with monkeypatch.context() as patched:
+        steps = steps_on_disk(patched, "replace", "unlink")
+        (batch,) = compact(folder, Rules(), NOW).batches
+    assert batch.path is not None
+    node, date = batch.path.parent, batch.path.parent.parent
+    steps = [step for step in steps if not (step[0] == "unlink" and step[1].startswith("."))]
+    assert steps[-9:] == [
+        *(("fsync", f".{batch.path.name}"), ("replace", batch.path.name)),
+        *(("fsync", place.name) for place in (node, date, folder)),
+        *(("unlink", name) for name in old),
+        ("fsync", folder.name),
+    ]
+
+
+def test_nor_by_the_run_that_finishes_what_another_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = fill(tmp_path / "origin", 3)
+    left = killed(origin, tmp_path / "killed")
+    unfinished = next(folder for folder in left if replaced(store.files_in(folder)))
+    (made,) = unfinished.rglob("date=*/node=*/*.parquet")
+    with monkeypatch.context() as patched:
+        steps = steps_on_disk(patched, "unlink")
+        compact(unfinished, Rules(), _soon())
+    first = next(number for number, (what, _) in enumerate(steps) if what == "unlink")
+    places = (made, made.parent, made.parent.parent, unfinished)
+    assert steps[:first] == [("fsync", place.name) for place in places]
 
 
 def test_killed_while_pruning(tmp_path: Path) -> None:

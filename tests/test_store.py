@@ -28,6 +28,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import steps_on_disk
 from frames import EPOCH, NS, Frame, Interface, same_table, traffic
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -800,6 +801,39 @@ def test_a_part_takes_no_other_part_s_place(
     assert (tmp_path / "x.013Z.parquet").read_bytes() == before
     for name in names:
         same_rows(read_rows(tmp_path / name), part)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_part_is_on_the_disk_when_it_appears(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    steps = steps_on_disk(monkeypatch, "link" if links else "replace")
+    path = add_rows(a_part(), tmp_path / "x.parquet")
+    (_, beside), (appears, _), *_ = steps
+    assert steps == [("fsync", beside), (appears, path.name), ("fsync", tmp_path.name)]
+    assert beside.startswith(".x.parquet.")
+
+
+def test_a_file_system_that_cannot_flush_a_folder_takes_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    same_rows(read_rows(add_rows(a_part(), tmp_path / "x.parquet")), a_part())
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CaptureError, match="cannot be written: Input/output error"):
+        add_rows(a_part(), tmp_path / "x.parquet")
+    assert leftovers(tmp_path) == []
 
 
 def test_parts_that_are_added_at_once_are_all_there(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from analyzer.errors import AnalyzerError, CaptureError, LiveError
 from analyzer.facts import DROP, OWNER, Facts, sum_drops
 from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge, sum_rows
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec
-from analyzer.store import add_rows, writing
+from analyzer.store import add_rows, flush, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,7 +221,11 @@ class Collector:
     def _make_folder(self) -> None:
         """There is a folder, and it takes files: better asked now than when the first part is full."""
         try:
-            self.order.folder.mkdir(parents=True, exist_ok=True)
+            folder = self.order.folder.absolute()
+            missing = [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for place in missing:
+                flush(place.parent)
             with TemporaryFile(dir=self.order.folder):
                 pass
         except OSError as error:
@@ -536,7 +540,9 @@ class Collector:
         beside = path.with_name(f".{path.name}")
         try:
             beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            flush(beside)
             beside.replace(path)
+            flush(path.parent)
         except OSError as error:
             raise LiveError(
                 f"cannot be written: {error.strerror}",
