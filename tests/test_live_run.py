@@ -25,7 +25,7 @@ import pytest
 from conftest import PROJECT, require, require_program, require_root
 from pyroute2 import IPRoute
 from test_packet import require_bpf
-from test_tc import tun
+from test_tc import passing_on_xdp, tun
 from test_who import Tree, cgroupfs
 
 from analyzer import Analysis, load_cluster, load_spec
@@ -808,11 +808,29 @@ def test_an_interface_vanishes(wire: Wire, tmp_path: Path, words: tuple[str, ...
     assert session(child.pid) == []
 
 
+@pytest.mark.parametrize("words", [(), ("--clsact",)], ids=["tcx", "clsact"])
+def test_what_comes_to_run_first_is_told(wire: Wire, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """An XDP program sees a packet before us, and what it drops nobody counts: from when it came on."""
+    folder = tmp_path / "parts"
+    with live.collecting(wire, folder, "--interval", "500ms", *words) as collector:
+        within(2, collector.parts)
+        with kernel.inside(wire.near):
+            index = socket.if_nametoindex(UPLINK)
+        with kernel.inside(wire.near), passing_on_xdp(index):
+            collector.wait_until_said("not captured: what ingress xdp passing on")
+            time.sleep(1.2)
+    assert collector.said().count(f"on {UPLINK}, running first") == 2, "once, and in the summary"
+    first, *_, last = collector.parts()
+    missing = [read_inputs([part]).coverage[0].missing for part in (first, last)]
+    assert ["xdp passing" in text for text in missing] == [False, True]
+
+
 def test_two_of_a_node_in_one_folder_lose_no_part(wire: Wire, tmp_path: Path) -> None:
     """Their intervals end at the same moments, by which parts are named."""
     folder = tmp_path / "parts"
     both = [live.start(wire, folder, "--interval", "100ms", "--duration", "4s") for _ in range(2)]
     assert [one.child.process.wait(live.END_SECONDS) for one in both] == [FINE, FINE]
+    assert ["running first" in one.said() for one in both] == [False, False]
     told = [re.findall(r"^(server-1-\S+\.parquet): ", one.said(), re.MULTILINE) for one in both]
     assert live.Collector(both[0].child, folder).parts() == sorted(
         folder / name for names in told for name in names

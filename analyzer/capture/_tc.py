@@ -323,7 +323,8 @@ class _OnClsact:
     def before(self, ip: Any, direction: _Direction) -> list[str]:
         chain = [f for f in _filters(ip, self._index) if f.direction == direction and not f.chain]
         filters = [f.text() for f in takewhile(lambda f: f.token != self._token, chain) if not f.token]
-        return _on_tcx(self._index, direction) + filters
+        mine = [f.program for f in chain if f.token == self._token]
+        return _on_tcx(_tcx.programs(self._index, direction.hook) or (), mine, direction) + filters
 
     def remove(self) -> None:
         with netlink() as ip, _alone():
@@ -347,19 +348,21 @@ class _OnTcx:
         return all(_tcx.interface_of(link) == self._index for link in self._links)
 
     def before(self, _: Any, direction: _Direction) -> list[str]:
-        mine = {_tcx.link_id(link) for link in self._links}
-        return _on_tcx(self._index, direction, mine)
+        links = {_tcx.link_id(link) for link in self._links}
+        there = _tcx.programs(self._index, direction.hook) or ()
+        first = takewhile(lambda one: one[1] not in links, there)
+        return _on_tcx(first, (program for program, link in there if link in links), direction)
 
     def remove(self) -> None:
         while self._links:
             _tcx.detach(self._links.pop())
 
 
-def _on_tcx(index: int, direction: _Direction, until: Iterable[int] = ()) -> list[str]:
-    """The programs there, up to the first link whose id is in ``until``."""
-    stop = frozenset(until)
-    there = takewhile(lambda one: one[1] not in stop, _tcx.programs(index, direction.hook) or ())
-    return [f"{direction.name} tcx {_tcx.program_name(program)}" for program, _ in there]
+def _on_tcx(there: Iterable[tuple[int, int]], mine: Iterable[int], direction: _Direction) -> list[str]:
+    """The programs that are not of the same instructions as ours: another capture lets all pass."""
+    tags = {_tcx.program_tag(program) for program in mine} - {b""}
+    others = [program for program, _ in there if _tcx.program_tag(program) not in tags]
+    return [f"{direction.name} tcx {_tcx.program_name(program)}" for program in others]
 
 
 def _on_xdp(ip: Any, index: int) -> list[str]:

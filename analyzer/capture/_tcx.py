@@ -72,12 +72,22 @@ def interface_of(link: int) -> int:
 
 def program_name(program: int) -> str:
     """What a program is called; its id where the kernel does not say. Printable ASCII."""
+    return printable(_program(program)[64:]) or str(program)
+
+
+def program_tag(program: int) -> bytes:
+    """What the kernel makes of a program's instructions; empty where it does not say."""
+    return _program(program)[8:16]
+
+
+def _program(program: int) -> bytes:
+    """The beginning of a program's struct bpf_prog_info; empty where the kernel does not say."""
     try:
         descriptor = _bpf(BPF_PROG_GET_FD_BY_ID, _fields("=I", program))
     except OSError:
-        return str(program)
+        return b""
     try:
-        return printable(_information(descriptor, 80)[64:]) or str(program)
+        return _information(descriptor, 80)
     finally:
         os.close(descriptor)
 

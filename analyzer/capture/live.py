@@ -154,6 +154,7 @@ class Collector:
         self._pending: list[OneWay] = []
         self._slot = 0
         self._vanished: list[str] = []
+        self._before: set[tuple[str, str]] = set()
         self._fault: AnalyzerError | OSError | None = None
         self._listeners: frozenset[Endpoint] = frozenset()
         self._listened = 0
@@ -185,6 +186,7 @@ class Collector:
             with self._watched(token):
                 try:
                     self._loop()
+                    self._look_ahead()
                 except (AnalyzerError, OSError) as error:  # what was counted is written all the same
                     self._fault = error
             self._finish()
@@ -254,13 +256,20 @@ class Collector:
                 stack.enter_context(_tc.Attachment(name, *functions[link], token, tcx=self.order.tcx))
                 for name, link in self._types.items()
             ]
-            for attachment in self._attachments:
-                if before := attachment.behind:
-                    self._miss(
-                        f"what {', '.join(before)} on {attachment.interface}, running first, keeps to itself"
-                    )
+            self._look_ahead()
             self.teller.started(self)
             yield
+
+    def _look_ahead(self) -> None:
+        """What of others has come to run before us, and may keep packets to itself; each is told once."""
+        for attachment in self._attachments:
+            with suppress(LiveError):  # it vanished, which is told elsewhere
+                found = [(attachment.interface, one) for one in attachment.behind]
+                new = [one for one in found if one not in self._before]
+                self._before.update(new)
+                if new:
+                    names = ", ".join(name for _, name in new)
+                    self._miss(f"what {names} on {attachment.interface}, running first, keeps to itself")
 
     def _miss(self, what: str) -> None:
         self.missing = (*self.missing, what)
@@ -314,6 +323,7 @@ class Collector:
         self._program.wait_for_readers()
         self._offset = _to_epoch()
         rested, self._slot = self._slot, 1 - self._slot
+        self._look_ahead()
         self._take(rested)
         self._boundary = self._next_boundary()
         self._program.set_boundary(self._boundary, self._slot)
