@@ -808,6 +808,30 @@ def test_an_interface_vanishes(wire: Wire, tmp_path: Path, words: tuple[str, ...
     assert session(child.pid) == []
 
 
+def test_an_interface_moves_to_another_namespace(wire: Wire, tmp_path: Path) -> None:
+    """It is told, and what it carries there is no packet of this node."""
+    with kernel.inside(wire.near):
+        require(_tc.has_tcx(socket.if_nametoindex(UPLINK)), "this kernel has no tcx")
+    add_pair(wire, "moves")
+    folder, frame = tmp_path / "parts", bytes(12) + b"\x88\xb5" + bytes(50)
+    collector = live.start(wire, folder, "-i", "moves")
+    collector.wait_until_captures()
+    send_on(wire, "moves", frame)
+    move = (["link", "set", "moves", "netns", wire.far], ["-n", wire.far, "link", "set", "moves", "up"])
+    for words in move:
+        subprocess.run([*wrapper(wire.near), "ip", *words], check=True)
+    collector.wait_until_said("not captured: moves, since it vanished", 3)
+    with kernel.inside(wire.far), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("moves", 0))
+        for _ in range(50):
+            sock.send(frame)
+    subprocess.run(["ip", "-n", wire.far, "link", "delete", "moves"], check=True)
+    collector.end(status=UNABLE)
+    (ledger,) = read_inputs([folder]).coverage
+    assert 1 <= ledger.not_ip < 50
+    assert "moves" in ledger.missing
+
+
 @pytest.mark.parametrize("words", [(), ("--clsact",)], ids=["tcx", "clsact"])
 def test_what_comes_to_run_first_is_told(wire: Wire, tmp_path: Path, words: tuple[str, ...]) -> None:
     """An XDP program sees a packet before us, and what it drops nobody counts: from when it came on."""

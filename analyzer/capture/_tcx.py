@@ -65,11 +65,6 @@ def link_id(link: int) -> int:
     return int(struct.unpack_from("=I", _information(link, 24), 4)[0])
 
 
-def interface_of(link: int) -> int:
-    """Index of the interface that the link is on; 0 once that is gone. OSError as the kernel says."""
-    return int(struct.unpack_from("=I", _information(link, 24), 16)[0])
-
-
 def program_name(program: int) -> str:
     """What a program is called; its id where the kernel does not say. Printable ASCII."""
     return printable(_program(program)[64:]) or str(program)

@@ -337,6 +337,7 @@ class Collector:
     def _check_links(self) -> bool:
         """Whether no interface is left."""
         for attachment in [a for a in self._attachments if not a.attached()]:
+            attachment.detach()  # it may live on in another namespace
             self._attachments.remove(attachment)
             self._vanished.append(attachment.interface)
             if self._attachments:
