@@ -30,7 +30,8 @@ from test_who import Tree, cgroupfs
 
 from analyzer import Analysis, load_cluster, load_spec
 from analyzer.capture import _tc, _tcx, who
-from analyzer.capture.live import LONGEST_NAME, _file_name
+from analyzer.capture.live import LONGEST_NAME, Order, _file_name
+from analyzer.capture.live import Collector as Capture
 from analyzer.rows import Observer
 from analyzer.store import read_inputs
 from lab import kernel
@@ -918,6 +919,54 @@ def test_a_fault_in_the_middle_loses_no_interval(wire: Wire, tmp_path: Path) -> 
     assert hooks(wire.near) == []
     (ledger,) = read_inputs([folder]).coverage
     assert collector.summary()["coverage"]["frames"] == ledger.frames > 0
+
+
+class Faulty:
+    """A teller with a fault of its own, as when memory runs out: at alerts, or at parts."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+        self.began = threading.Event()
+
+    def started(self, _: object) -> None:
+        self.began.set()
+
+    def alert(self, _: object) -> None:
+        self._fail("alert")
+
+    def part(self, _: object) -> None:
+        self._fail("part")
+
+    def note(self, _: str) -> None:
+        pass
+
+    def _fail(self, where: str) -> None:
+        if where == self._at:
+            self._at = ""
+            raise MemoryError(where)
+
+
+@pytest.mark.parametrize("where", ["alert", "part"])
+def test_a_fault_that_nobody_expects_loses_no_interval(
+    wire: Wire, tmp_path: Path, cluster: str, where: str
+) -> None:
+    """It ends the capture, and what was counted is written all the same."""
+    order = Order(tmp_path / "parts", (UPLINK,), cluster, node="server-1", interval=10**9, duration=10**10)
+    teller = Faulty(where)
+
+    def offend_then() -> None:
+        teller.began.wait(60)
+        offend(wire, 22, 23)
+
+    offender = threading.Thread(target=offend_then)
+    offender.start()
+    with kernel.inside(wire.near), pytest.raises(MemoryError, match=where):
+        Capture(order, teller).run()
+    offender.join()
+    assert hooks(wire.near) == []
+    (ledger,) = read_inputs([order.folder]).coverage
+    (summary,) = order.folder.glob("*.summary.json")
+    assert json.loads(summary.read_text())["coverage"]["frames"] == ledger.frames >= 2
 
 
 def test_alerts_that_cannot_be_written(wire: Wire, tmp_path: Path, cluster: str) -> None:

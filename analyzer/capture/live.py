@@ -155,7 +155,7 @@ class Collector:
         self._slot = 0
         self._vanished: list[str] = []
         self._before: set[tuple[str, str]] = set()
-        self._fault: AnalyzerError | OSError | None = None
+        self._fault: Exception | None = None
         self._listeners: frozenset[Endpoint] = frozenset()
         self._listened = 0
 
@@ -187,7 +187,7 @@ class Collector:
                 try:
                     self._loop()
                     self._look_ahead()
-                except (AnalyzerError, OSError) as error:  # what was counted is written all the same
+                except Exception as error:  # what was counted is written all the same
                     self._fault = error
             self._finish()
         if self._fault is not None:
@@ -482,7 +482,7 @@ class Collector:
             return
         try:
             self._tell(record)
-        except AnalyzerError as error:
+        except Exception as error:  # whatever it is
             self._fault = error
             self.stop.set()
 
