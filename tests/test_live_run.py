@@ -30,6 +30,7 @@ from test_who import Tree, cgroupfs
 
 from analyzer import Analysis, load_cluster, load_spec
 from analyzer.capture import _tc, _tcx, who
+from analyzer.capture._program import features
 from analyzer.capture.live import LONGEST_NAME, Order, _file_name
 from analyzer.capture.live import Collector as Capture
 from analyzer.rows import Observer
@@ -831,6 +832,25 @@ def test_an_interface_moves_to_another_namespace(wire: Wire, tmp_path: Path) -> 
     (ledger,) = read_inputs([folder]).coverage
     assert 1 <= ledger.not_ip < 50
     assert "moves" in ledger.missing
+
+
+def test_each_dropped_packet_is_told_or_counted_as_lost(wire: Wire, tmp_path: Path) -> None:
+    """More 5-tuples that nobody listens for than the kernel's table holds, in one interval."""
+    require(bool(features().reasons), "this kernel does not say why it drops")
+    folder, number, first = tmp_path / "parts", 60000, 1024
+    with live.collecting(wire, folder, "--interval", "1h"):
+        with kernel.inside(wire.far):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
+            for port in range(first, first + number):
+                sock.sendto(b"?", (NEAR[4], port))
+        time.sleep(0.5)
+    one_way = read_inputs([folder])
+    drops, (ledger,) = one_way.facts.drops, one_way.coverage
+    mine = drops[(drops["protocol"] == socket.IPPROTO_UDP) & (drops["dst_port"] >= first)]
+    assert {one_way.facts.names[n] for n in mine["reason"].tolist()} == {"NO_SOCKET"}
+    assert int(mine["packets"].sum()) + ledger.drops_lost == number
+    assert len(mine) > number // 4
 
 
 @pytest.mark.parametrize("words", [(), ("--clsact",)], ids=["tcx", "clsact"])
