@@ -9,25 +9,29 @@ digits in their names.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from functools import reduce
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from analyzer import _pair
-from analyzer.rows import NO_TIME
+from analyzer.rows import NO_TIME, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from analyzer._grouping import Array, Indices
-    from analyzer.rows import Coverage, Observer, Rows
+    from analyzer.rows import Coverage, Rows
 
 Window = tuple[int, int]
 _NO_WINDOW: Window = (int(NO_TIME), 0)
 #: what an interface of `-i any` is called; and ns after which at most a datagram is on the next one
 _OF_ANY, _HOP = re.compile(r"if\d+"), 10**7
+#: ns between two parts of one rotated capture, from which on it is not known that none is missing
+_GAP = 10**9
 _FEW = 32  # observers of one flow; a flow of more has its names joined one by one
 
 
@@ -83,11 +87,50 @@ def _digits(source: str) -> dict[int, str]:
     return found
 
 
-def _chains(observers: Sequence[Observer], windows: Sequence[Window]) -> list[int]:
+def capturing_node(name: str, nodes: Iterable[str]) -> str:
+    """The node of a live observer, or the one on which a capture was taken, where its file name begins with
+    the node's. Empty where it is none of `nodes`.
+
+    Of several the longest: all of the cluster's are asked, so that `server-1-b` is not taken for `server-1`.
+    """
+    stem = PurePath(name).name
+    fitting = [node for node in nodes if stem.startswith(node) and not _goes_on(stem[len(node) :])]
+    return max(fitting, key=len, default="")
+
+
+def _goes_on(rest: str) -> bool:
+    """Whether a name does not end where this begins."""
+    return rest[:1].isascii() and rest[:1].isalnum()
+
+
+def capture_ends(coverage: Iterable[Coverage], nodes: Collection[str] = ()) -> dict[str, int]:
+    """When the capture ended that each source is part of, ns: where a part of a rotated one is followed by
+    the next one, what the first still waited for can be in that. A missing part ends it. `nodes`: names of
+    the cluster's; captures that begin with those of two are two.
+    """
+    timed = [ledger for ledger in coverage if ledger.end]
+    observers = [Observer(ledger.source) for ledger in timed]
+    parts: defaultdict[int, list[Coverage]] = defaultdict(list)
+    chains = _chains(observers, [(ledger.start, ledger.end) for ledger in timed], nodes)
+    for number, ledger in zip(chains, timed, strict=True):
+        parts[number].append(ledger)
+    ends: dict[str, int] = {}
+    for capture in parts.values():
+        after, end = int(NO_TIME), 0
+        for part in sorted(capture, key=lambda part: (part.start, part.end), reverse=True):
+            end = end if after - part.end < _GAP else part.end
+            after, ends[part.source] = part.start, end
+    return ends
+
+
+def _chains(
+    observers: Sequence[Observer], windows: Sequence[Window], nodes: Collection[str] = ()
+) -> list[int]:
     """Each observer's chain: parts of one capture, one after the other in time."""
-    alike: dict[tuple[str, str], list[int]] = {}
+    alike: dict[tuple[str, str, str], list[int]] = {}
     for number in sorted(range(len(observers)), key=lambda n: (windows[n], observers[n])):
-        alike.setdefault((_stem(observers[number].source), observers[number].interface), []).append(number)
+        source, interface = observers[number].source, observers[number].interface
+        alike.setdefault((_stem(source), interface, capturing_node(source, nodes)), []).append(number)
     chain = [0] * len(observers)
     count = 0
     for members in alike.values():

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer.findings import FlowColumns, capturing_node
+from analyzer._witness import capturing_node
+from analyzer.findings import FlowColumns
 from analyzer.flows import CARRIER_PORTS
 
 if TYPE_CHECKING:
@@ -334,17 +335,22 @@ def _unanswered_carriers(scene: _Scene) -> Frame:
     saw = [scene.saw(text) for text in carriers["witnesses"]]
     arrived = [to in seen for to, seen in zip(carriers["to"], saw, strict=True)]
     left = [by in seen for by, seen in zip(carriers["from"], saw, strict=True)]
-    both = carriers["to"].isin(_watching(scene, carriers))
+    both = _watched(scene, carriers)
     return carriers.assign(lost=np.array(left, bool) & ~np.array(arrived, bool) & both, sure=arrived)
 
 
-def _watching(scene: _Scene, carriers: Frame) -> set[str]:
-    """Nodes whose captures were running while these carriers were sent."""
-    if carriers.empty:
-        return set()
-    first, last = (t.value for t in (carriers["start"].min(), carriers["end"].max()))
-    running = [ledger for ledger in scene.coverage if ledger.start <= last and ledger.end >= first]
-    return {capturing_node(ledger.source, scene.cluster.members) for ledger in running}
+def _watched(scene: _Scene, carriers: Frame) -> npt.NDArray[np.bool_]:
+    """Whether a capture of the other end's node was running while these carriers were sent."""
+    windows: dict[str, list[tuple[int, int]]] = {}
+    for ledger in scene.coverage:
+        node = capturing_node(ledger.source, scene.cluster.members)
+        windows.setdefault(node, []).append((ledger.start, ledger.end))
+    ends = zip(carriers["to"], carriers["start"], carriers["end"], strict=True)
+    running = [
+        any(begin <= end.value and start.value <= until for begin, until in windows.get(to, ()))
+        for to, start, end in ends
+    ]
+    return np.array(running, bool)
 
 
 def _vxlan_one_way(scene: _Scene) -> Frame:

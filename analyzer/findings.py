@@ -12,18 +12,18 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analyzer._witness import capture_ends, capturing_node
 from analyzer.facts import parse_drops
 from analyzer.spec import PROTOCOLS, ROLE_BITS, Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from analyzer.cluster import Cluster
     from analyzer.rows import Coverage
@@ -92,7 +92,7 @@ _VERDICT_WORDS = {
     "wrong-protocol": "a port that the table has for another protocol",
     "unlisted": "which is not in the table",
 }
-_FAILED = ("refused", "unreachable", "unanswered")
+FAILED = ("refused", "unreachable", "unanswered")
 _TUNNEL_PORTS = (4789, 6081, 8472, 51820, 51821, 51871)
 _ETCD_PORTS = (2379, 2380, 2381)
 _JOIN_PORTS = (6443, 9345)
@@ -166,6 +166,7 @@ _SCAN_GAP = 5 * 10**9  # ns
 #: a single unanswered packet so short before the capture's end proves nothing: TCP asks again after 1 s (RFC
 #: 6298)
 _GRACE = 10**9  # ns
+_SEVERAL_PACKETS = 3  # of which one is neither the first nor the last
 #: external clients of one port of one node, above which they are one finding, and what it calls them
 MANY_CLIENTS = 50
 MANY = "(many addresses)"
@@ -568,7 +569,7 @@ def _scans(flows: FlowColumns, rows: Rows) -> tuple[list[_Draft], Rows]:
 def in_vain(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
     """Whether it can be part of a scan: it failed, on a port of a member."""
     return (
-        flows.among("outcome", _FAILED, rows)
+        flows.among("outcome", FAILED, rows)
         & ~flows.among("server_node", ("",), rows)
         & flows.among("protocol", ("tcp", "udp"), rows)
     )
@@ -633,7 +634,7 @@ def _violations(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:
     told = [flows.column(name, firsts).values() for name in ("verdict", *_ROLES)]
     for ((client, server, protocol, port), of), *said in zip(groups, *told, strict=True):
         first = dict(zip(("verdict", *_ROLES), said, strict=True)) | {"protocol": protocol, "port": port}
-        through = not flows.among("outcome", _FAILED, of).all()
+        through = not flows.among("outcome", FAILED, of).all()
         what = next(name for name, holds in _VIOLATION_TESTS if holds(first))
         roles = {name: first[name] or "outside" for name in _ROLES}
         words = {
@@ -652,25 +653,26 @@ def _both_servers(flow: Mapping[str, Any]) -> bool:
 def _blocked(
     flows: FlowColumns, rows: Rows, cluster: Cluster, coverage: Sequence[Coverage], deaf: set[str]
 ) -> Iterator[_Draft]:
-    allowed = rows[flows.among("verdict", ("allowed",), rows) & flows.among("outcome", _FAILED, rows)]
+    allowed = rows[flows.among("verdict", ("allowed",), rows) & flows.among("outcome", FAILED, rows)]
     files = {ledger.source for ledger in coverage}
     heard = allowed[~flows.looked_up("source", lambda name: _file_of(name, files) in deaf, allowed)]
-    proven = heard[~too_late(flows, heard, coverage)]
+    proven = heard[~too_late(flows, heard, coverage, cluster.members)]
+    meanwhile = np.zeros(len(flows), bool)
+    meanwhile[proven] = watched(flows, proven, coverage, cluster.members)
 
     @cache
     def node_of(observer: str) -> str:
         return capturing_node(observer, cluster.members)
 
-    captured: defaultdict[str, list[Coverage]] = defaultdict(list)
-    for ledger in coverage:
-        captured[node_of(ledger.source)].append(ledger)
+    captured = {node_of(ledger.source) for ledger in coverage}
     for (client, server, protocol, port), of in flows.groups(proven, *_PAIR_AND_PORT):
         severity = _BLOCKED_SEVERITY.get(port, "medium")
         drops = _drops(flows.column("drops", of), flows.weights(of), node_of)
-        watched = client in captured and _was_watching(captured.get(server, ()), flows, of)
-        seen_by = _seen_by(flows.column("witnesses", of), node_of) if watched else set()
-        seen_by |= {node for node, _, _ in drops}
-        where = [*_drop_advice(drops), *_where_lost(client, server, watched and client in seen_by, seen_by)]
+        dropping = {node for node, _, _ in drops}
+        near = of[meanwhile[of]] if client in captured else _NO_ROWS
+        seen_by = _seen_by(flows.column("witnesses", near), node_of)
+        left = client in seen_by or (bool(len(near)) and client in dropping)
+        where = [*_drop_advice(drops), *_where_lost(client, server, left, seen_by | dropping)]
         where += [
             advice
             for outcome, advice in _OUTCOME_ADVICE.items()
@@ -682,10 +684,38 @@ def _blocked(
         yield _Draft("blocked", severity, of, client, server, protocol, port, words)
 
 
-def _was_watching(ledgers: Sequence[Coverage], flows: FlowColumns, of: Rows) -> bool:
-    """Whether one of a node's captures was running then: one of another time says nothing of these flows."""
-    first, last = flows.time("start", of).min(), flows.time("end", of).max()
-    return any(ledger.start <= last and ledger.end >= first for ledger in ledgers)
+def watched(
+    flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage], nodes: Collection[str]
+) -> npt.NDArray[np.bool_]:
+    """Whether a capture of the server's node was running while a packet of the flow was on its way: one of
+    another time says nothing of it. `nodes`: names of the cluster's members.
+    """
+    if "watched" in flows.judged:
+        known: npt.NDArray[np.bool_] = flows.number("watched", rows)
+        return known
+    windows: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+    ends = capture_ends(coverage, nodes)
+    for ledger in coverage:
+        if ledger.source in ends:
+            windows[capturing_node(ledger.source, nodes)].append((ledger.start, ends[ledger.source]))
+    found = np.zeros(len(flows), bool)
+    for (server,), of in flows.groups(rows, "to"):
+        for window in windows.get(server, ()):
+            found[of] |= _meets(window, flows, of)
+    return found[rows]
+
+
+def _meets(window: tuple[int, int], flows: FlowColumns, of: Rows) -> npt.NDArray[np.bool_]:
+    """Its first or its last packet came by meanwhile; or it is of several, and most of its time is within:
+    who asks again waits twice as long each time (RFC 6298), so that no gap is more than half of it.
+    """
+    (begin, until), (start, end) = window, (flows.time(name, of) for name in ("start", "end"))
+    # a packet of the very end may have come after it
+    ends = [(begin <= at) & (at <= until - _GRACE) for at in (start, end)]
+    within = np.minimum(end, until) - np.maximum(start, begin)
+    several = (start != _NEVER) & (flows.number("packets_out", of) >= _SEVERAL_PACKETS)
+    met: npt.NDArray[np.bool_] = ends[0] | ends[1] | (several & (within > 0) & (2 * within >= end - start))
+    return met
 
 
 def _drops(
@@ -720,9 +750,14 @@ _LOOPBACK_ADVICE = (
 )
 
 
-def too_late(flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage]) -> npt.NDArray[np.bool_]:
-    """Whether a flow is a single packet that had no time to be answered before its capture ended."""
-    ends = {ledger.source: int(ledger.end) for ledger in coverage if ledger.end}
+def too_late(
+    flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage], nodes: Collection[str]
+) -> npt.NDArray[np.bool_]:
+    """Whether a flow is a single packet that had no time to be answered before its capture ended.
+
+    `nodes`: names of the cluster's members.
+    """
+    ends = capture_ends(coverage, nodes)
     last = flows.looked_up("source", lambda name: ends.get(_file_of(name, ends), _NEVER), rows)
     single = (flows.number("packets_out", rows) <= 1) & flows.among("outcome", ("unanswered",), rows)
     end = flows.time("end", rows)
@@ -730,22 +765,6 @@ def too_late(flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage]) -> np
     left = np.where(known, last, 0) - np.where(known, end, 0)
     too_late: npt.NDArray[np.bool_] = single & known & (left < _GRACE)
     return too_late
-
-
-def capturing_node(name: str, nodes: Iterable[str]) -> str:
-    """The node of a live observer, or the one on which a capture was taken, where its file name begins with
-    the node's. Empty where it is none of `nodes`.
-
-    Of several the longest: all of the cluster's are asked, so that `server-1-b` is not taken for `server-1`.
-    """
-    stem = PurePath(name).name
-    fitting = [node for node in nodes if stem.startswith(node) and not _goes_on(stem[len(node) :])]
-    return max(fitting, key=len, default="")
-
-
-def _goes_on(rest: str) -> bool:
-    """Whether a name does not end where this begins."""
-    return rest[:1].isascii() and rest[:1].isalnum()
 
 
 def _seen_by(witnesses: _Coded, node_of: Callable[[str], str]) -> set[str]:

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from analyzer._pairing import REPLIES
+from analyzer._witness import capturing_node
 from analyzer._yaml import place_of, quote, read_bytes
 from analyzer.capture import who
 from analyzer.columns import PROTOCOL_NUMBERS
 from analyzer.errors import CaptureError, ClusterError
-from analyzer.findings import Remark, capturing_node, deaf_sources, one_way_excess, remarked
+from analyzer.findings import Remark, deaf_sources, one_way_excess, remarked
 from analyzer.spec import ROLE_BITS, Rule, Spec, role_mask
 
 if TYPE_CHECKING:

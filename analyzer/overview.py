@@ -68,7 +68,7 @@ def tally(judged: pd.DataFrame, cluster: Cluster, spec: Spec, coverage: Sequence
         {by: _sparse(matrix(judged, by, spec, cluster)) for by in MATRICES},
         pairs.of_part(judged),
         {"verdicts": _sums(judged, "verdict", VERDICTS), "scopes": _sums(judged, "scope", SCOPES)},
-        telling(judged, spec, coverage),
+        telling(judged, spec, coverage, cluster.members),
         one_way_excess(judged),
         strangers(judged),
         len(judged),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analyzer.findings import (
+    FAILED,
     MANY,
     MANY_CLIENTS,
     PLACES,
@@ -27,11 +28,12 @@ from analyzer.findings import (
     relevant,
     too_late,
     tunnelled,
+    watched,
 )
 from analyzer.flows import PROTOCOLS, TUNNELS, parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from analyzer.findings import Rows
     from analyzer.rows import Coverage
@@ -39,18 +41,22 @@ if TYPE_CHECKING:
 
 #: what findings tell flows apart by
 _ALIKE = ("from", "to", "protocol", "port", "scope", "client_role", "server_role", "rule", "verdict",
-          "outcome", "source", "witnesses", "drops", "process", "pid", "pod")  # fmt: skip
+          "outcome", "source", "witnesses", "drops", "process", "pid", "pod", "watched")  # fmt: skip
 _SUMS = ("flows", "attempts", "packets_out", "packets_in", "bytes_out", "bytes_in")
 #: columns that say nothing to findings, nor in which order flows come
 _UNTOLD = ("outer_client", "outer_server", "tcp_flags_out", "tcp_flags_in", "direction_by")
 
 
-def telling(judged: pd.DataFrame, spec: Spec, coverage: Sequence[Coverage] = ()) -> pd.DataFrame:
-    """What findings hang on, of judged flows with categorical text columns; `coverage` is of the whole.
+def telling(
+    judged: pd.DataFrame, spec: Spec, coverage: Sequence[Coverage] = (), nodes: Collection[str] = ()
+) -> pd.DataFrame:
+    """What findings hang on, of judged flows with categorical text columns; `coverage` is of the whole,
+    `nodes` are the names of the cluster's members.
 
     Columns are those of `judged` but five, and `flows` (int64): how many each row stands for; `attempts`
     (int64): how many of those are the first of their 5-tuple, of pairs that also failed; `apart` (bool): its
-    own time matters. Rows are in the order of a flow table.
+    own time matters; `watched` (bool): see :func:`analyzer.findings.watched`. Rows are in the order of a
+    flow table.
     """
     flows = FlowColumns(judged)
     rows = relevant(flows)
@@ -60,7 +66,10 @@ def telling(judged: pd.DataFrame, spec: Spec, coverage: Sequence[Coverage] = ())
     kept, attempts = rows[here], np.zeros(len(rows), np.int64)
     attempts[beside] = flows.attempts(rows[beside])
     table = judged.drop(columns=[name for name in _UNTOLD if name in judged]).take(kept)
-    return _folded(table.assign(flows=1, attempts=attempts[here], apart=_apart(flows, kept, coverage)))
+    apart, blocked = _apart(flows, kept, coverage, nodes), _blocked(flows, kept)
+    seen = np.zeros(len(kept), bool)
+    seen[blocked] = watched(flows, kept[blocked], coverage, nodes)
+    return _folded(table.assign(flows=1, attempts=attempts[here], apart=apart, watched=seen))
 
 
 def joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -74,13 +83,20 @@ def _beside_failures(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
     return np.isin(pair, pair[in_vain(flows, rows)])
 
 
-def _apart(flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage]) -> npt.NDArray[np.bool_]:
+def _blocked(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Whether it failed though it is allowed."""
+    return flows.among("verdict", ("allowed",), rows) & flows.among("outcome", FAILED, rows)
+
+
+def _apart(
+    flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage], nodes: Collection[str]
+) -> npt.NDArray[np.bool_]:
     """What failed though it is allowed, and is in a finding or not by its own time: what had no time to be
     answered, and what a scan has beside it.
     """
     failed = in_vain(flows, rows)
     failed[failed] = on_many_ports(flows, rows[failed])
-    return flows.among("verdict", ("allowed",), rows) & (failed | too_late(flows, rows, coverage))
+    return flows.among("verdict", ("allowed",), rows) & (failed | too_late(flows, rows, coverage, nodes))
 
 
 # ---- fewer rows ----

@@ -229,6 +229,39 @@ def test_blocked_is_not_claimed_at_the_very_end(name: str, interface: str) -> No
     assert (len(found(row, coverage=(ledger(),))) == 1) == blocked
 
 
+#: sources, one after the other, and when each begins and ends, in seconds → whether a packet of the last half
+#: second of the first one had time to be answered
+PIECES: dict[str, tuple[tuple[tuple[str, float, float], ...], bool]] = {
+    "the next piece goes on": ((("x_1.pcap", 0, 600), ("x_2.pcap", 600.2, 900)), True),
+    "its last and the next one's first frame have one time": (
+        (("x.pcap", 0, 600), ("x.pcap1", 600, 900)),
+        True,
+    ),
+    "the next piece goes on, and ends at once": ((("x_1.pcap", 0, 600), ("x_2.pcap", 600.1, 600.3)), False),
+    "and a third goes on": (
+        (("x_1.pcap", 0, 600), ("x_2.pcap", 600.1, 600.3), ("x_3.pcap", 600.4, 601)),
+        True,
+    ),
+    "the next piece is missing": ((("x_1.pcap", 0, 600), ("x_3.pcap", 660, 900)), False),
+    "another capture": ((("x_1.pcap", 0, 600), ("y.pcap", 600.2, 900)), False),
+    "another node's": ((("agent-1.pcap", 0, 600), ("agent-2.pcap", 600.2, 900)), False),
+    "the same node's": ((("agent-1_1.pcap", 0, 600), ("agent-1_2.pcap", 600.2, 900)), True),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces_of_one_capture_end_together(name: str) -> None:
+    """What one still waited for, the next one may show never to have come."""
+    pieces, blocked = PIECES[name]
+    at = LAST - NS // 2
+    row = failed(AGENT, SERVER, start=at, end=at, packets_out=1, source=pieces[0][0], witnesses=pieces[0][0])
+    ledgers = tuple(
+        ledger(source=source, start=EPOCH + int(a * NS), end=EPOCH + int(b * NS)) for source, a, b in pieces
+    )
+    assert (len(found(row, coverage=ledgers)) == 1) == blocked
+    assert (len(found(row, coverage=ledgers[::-1])) == 1) == blocked
+
+
 WITNESSES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "both captures, both saw it": (
         "agent-1.pcap;server-1.pcap",
@@ -277,6 +310,40 @@ def test_a_capture_of_another_time_does_not_say_where_it_was_lost(name: str) -> 
     window = {"start": EPOCH + begin * NS, "end": EPOCH + end * NS}
     files = (ledger(source="agent-1.pcap"), ledger(source="server-1.pcap", **window))
     assert ("never came to server-1" in only(found(row, coverage=files))["advice"]) == running
+
+
+#: (start, end) in seconds of each of some flows, all of one finding → whether a packet of one of them was on
+#: its way while the server's capture ran, from 200 s to 300 s
+MEANWHILE = {
+    "none of two": (((0, 3), (500, 503)), False),
+    "one of three": (((0, 3), (250, 253), (500, 503)), True),
+    "none of one that asks seldom": (((0, 500),), False),
+    "one that asks all the while": (((150, 320),), True),
+    "one that begins as it ends": (((299.9, 303),), False),
+}
+
+
+@pytest.mark.parametrize("name", MEANWHILE)
+def test_each_flow_says_for_itself_whether_it_was_watched(name: str) -> None:
+    """That the first of a finding's flows began before a capture and the last one ended after it shows of
+    none of them that it was lost on the way.
+    """
+    times, running = MEANWHILE[name]
+    rows = [
+        failed(
+            AGENT,
+            SERVER,
+            client_port=40000 + n,
+            start=EPOCH + int(a * NS),
+            end=EPOCH + int(b * NS),
+            source="agent-1.pcap",
+            witnesses="agent-1.pcap",
+        )
+        for n, (a, b) in enumerate(times)
+    ]
+    window = {"start": EPOCH + 200 * NS, "end": EPOCH + 300 * NS}
+    files = (ledger(source="agent-1.pcap"), ledger(source="server-1.pcap", **window))
+    assert ("never came to server-1" in only(found(*rows, coverage=files))["advice"]) == running
 
 
 def test_an_empty_capture_does_not_say_where_it_was_lost() -> None:

@@ -92,7 +92,7 @@ def told(parts: list[pd.DataFrame], coverage: tuple[Coverage, ...], fan_in: int 
     excess: Counter[str] = Counter()
     for part in parts:
         excess.update(one_way_excess(part))
-    kept = [telling(part, SPEC, coverage) for part in parts]
+    kept = [telling(part, SPEC, coverage, CLUSTER.members) for part in parts]
     while len(kept) > 1:
         kept = [joined(kept[n : n + fan_in]) for n in range(0, len(kept), fan_in)]
     strange = sum(map(strangers, parts))
@@ -114,7 +114,7 @@ def assert_told_alike(rows: list[dict[str, Any]], count: int = 5) -> tuple[pd.Da
     expected = find(judged, CLUSTER, SPEC, COVERAGE)
     parts = cut(judged, count)
     pd.testing.assert_frame_equal(told(parts, COVERAGE), expected)
-    return expected, len(joined(telling(part, SPEC, COVERAGE) for part in parts))
+    return expected, len(joined(telling(part, SPEC, COVERAGE, CLUSTER.members) for part in parts))
 
 
 @pytest.mark.parametrize("clients", range(MANY_CLIENTS - 1, MANY_CLIENTS + 4))
@@ -201,3 +201,19 @@ def test_what_is_kept_does_not_grow_with_the_flows(times: int) -> None:
     findings, kept = assert_told_alike(rows)
     assert findings["flows"].tolist() == [60 * times] * 3
     assert kept <= 2 * (PLACES + 2) + MANY_CLIENTS + 1 + PLACES + 2
+
+
+@pytest.mark.parametrize(("begin", "end", "lost"), [(9, 12, True), (21, 25, False)])
+def test_a_capture_that_ran_for_some_flows_only(begin: int, end: int, lost: bool) -> None:
+    """Which of many flows alike it could have seen, the first ones and the last one do not tell."""
+    source = {"source": "node-3.pcap", "witnesses": "node-3.pcap"}
+    rows = [
+        fr.failed(ADDRESSES[3], ADDRESSES[0], 6443, client_port=1000 + n, start=at, end=at, **source)
+        for n, at in enumerate(EPOCH + second * NS for second in range(20))
+    ]
+    coverage = (Coverage("node-0.pcap", start=EPOCH + begin * NS, end=EPOCH + end * NS), COVERAGE[1])
+    judged = judge(_in_order(fr.table(rows)), CLUSTER, SPEC)
+    expected = find(judged, CLUSTER, SPEC, coverage)
+    pd.testing.assert_frame_equal(told(cut(judged, 5), coverage), expected)
+    (blocked,) = expected[expected["kind"] == "blocked"]["advice"]
+    assert ("never came to node-0" in blocked) == lost
