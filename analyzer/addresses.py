@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from analyzer import store as tables
+from analyzer import waiting
 from analyzer.capture.offline import read_capture, source_names
 from analyzer.choice import ALL, Choice, choose, with_unread
 from analyzer.errors import AnalyzerError, CaptureError, LiveError
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 _BUFFER = 8 << 20  # bytes asked of a store at once
 _FOOTER = 64 << 10  # bytes asked of a store at least, where only some of a file are wanted
 _HEAD = 64  # bytes that tell what a file is
+#: how long S3 may keep silent, s: of themselves its libraries wait five times five times 15 s, with these
+#: three times two times 10 s. What was configured for fsspec stands, and so does AWS_MAX_ATTEMPTS.
+_S3 = {"connect_timeout": 5, "read_timeout": 10}
+_S3_ATTEMPTS = 2
+_S3_RETRIES = 3
 _PEEKS = 32  # objects whose first bytes are asked for at a time
 
 
@@ -188,11 +194,12 @@ def read_inputs(
 
 
 def _listed(address: str, beyond: tables.Beyond) -> list[Input]:
-    with _told(address):
+    with _told(address), waiting.told(address):
         store, place = _store(address)
         store.invalidate_cache()  # of listings, which the process keeps: others write there meanwhile
-        if store.isfile(place):
-            sizes = {place: store.info(place)["size"]}
+        file = _file(store, place)
+        if file is not None:
+            sizes = {place: file["size"]}
         else:
             details = store.find(place, detail=True)
             # a link may lead to a file, to a folder or nowhere, and a pipe is no file
@@ -219,6 +226,15 @@ def _listed(address: str, beyond: tables.Beyond) -> list[Input]:
     return found
 
 
+def _file(store: Any, place: str) -> dict[str, Any] | None:
+    """What a store says of a file, None where it is none; as `isfile`, for which no answer is an answer."""
+    try:
+        found: dict[str, Any] = store.info(place)
+    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
+        return None
+    return found if found["type"] == "file" else None
+
+
 def _kind(head: bytes) -> str:
     """What a file is that begins with these bytes."""
     with tempfile.NamedTemporaryFile() as file:
@@ -242,15 +258,20 @@ def local_copy(address: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rke2-flows-") as folder:
         copy = Path(folder) / (Path(address).name or "input")
         with opened(address) as source, copy.open("wb") as target:
-            while block := source.read(_BUFFER):
+            while block := _block(source, address):
                 target.write(block)
         yield copy
+
+
+def _block(source: IO[bytes], address: str) -> bytes:
+    with waiting.told(address):
+        return source.read(_BUFFER)
 
 
 @contextmanager
 def opened(address: str) -> Iterator[IO[bytes]]:
     """The bytes at an address, buffered, from the first on. Raises CaptureError where they cannot be read."""
-    with _told(address):
+    with _told(address), waiting.told(address):
         store, place = _store(address)
         raw = store.open(place, "rb", block_size=_BUFFER, cache_type="readahead")
     with _told(address), io.BufferedReader(raw) as stream:
@@ -271,14 +292,14 @@ def _anywhere(address: str) -> Iterator[Path | IO[bytes]]:
 
 def put(path: Path, address: str) -> None:
     """Copies a file of this machine to a path or an address, in one step where the store can."""
-    with _told(address, "written", "check the address and the rights"):
+    with _told(address, "written", "check the address and the rights"), waiting.told(address):
         store, place = _store(address)
         store.put_file(str(path), place)
 
 
 def is_empty(folder: str) -> bool:
     """Whether nothing is in a folder yet, or no such folder is there."""
-    with _told(folder, "read", "check the address and the rights"):
+    with _told(folder, "read", "check the address and the rights"), waiting.told(folder):
         store, place = _store(folder)
         store.invalidate_cache()
         return not store.exists(place) or not store.find(place)
@@ -286,7 +307,7 @@ def is_empty(folder: str) -> bool:
 
 def make_folder(folder: str) -> None:
     """Makes a folder where there is none; a store that has no folders makes nothing."""
-    with _told(folder, "written", "check the place and the rights"):
+    with _told(folder, "written", "check the place and the rights"), waiting.told(folder):
         store, place = _store(folder)
         store.makedirs(place, exist_ok=True)
 
@@ -301,11 +322,28 @@ def _store(address: str) -> tuple[Any, str]:
             next_step="pip install 'rke2-flows[cluster]'",
         ) from error
     if is_address(address.rpartition("::")[2]):
-        store, place = url_to_fs(address)
+        store, place = url_to_fs(address, **_patience(address))
     else:  # `::` as in an IPv6 address is no chain of fsspec's
         kind = get_filesystem_class(split_protocol(address)[0] or "file")
-        store, place = kind(**kind._get_kwargs_from_urls(address)), kind._strip_protocol(address)
+        ways = kind._get_kwargs_from_urls(address) | _patience(address)
+        store, place = kind(**ways), kind._strip_protocol(address)
+    if _is_s3(address):
+        store.retries = _S3_RETRIES
     return store, str(place)
+
+
+def _is_s3(address: str) -> bool:
+    return address.startswith(("s3://", "s3a://"))
+
+
+def _patience(address: str) -> dict[str, Any]:
+    """How long a store may keep silent, for what speaks to it."""
+    if not _is_s3(address):
+        return {}
+    from fsspec.config import conf  # noqa: PLC0415  an extra
+
+    attempts = {} if "AWS_MAX_ATTEMPTS" in os.environ else {"retries": {"total_max_attempts": _S3_ATTEMPTS}}
+    return {"config_kwargs": _S3 | attempts | conf.get("s3", {}).get("config_kwargs", {})}
 
 
 @contextmanager

@@ -10,12 +10,14 @@ runs twice, since its worker died, changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,6 +34,7 @@ from analyzer.spec import DEFAULT_SPEC, Spec, load_spec, server_ports
 from analyzer.store import write_flows
 from analyzer.verdict import judge
 from analyzer.version import analyzer_version
+from analyzer.watch import Watch, begun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +51,8 @@ GROUP_BYTES = 64 << 20  # of inputs in a group, where it is more than one
 MAX_SHARES = 256  # a group hands something to each share: the number of messages is their product
 FAN_IN = 8  # partial results that one task adds up
 TIMEOUT = 10  # s, in which a scheduler must answer and have a worker
+ANSWER = 30.0  # s, in which a worker must say what it has installed
+TTL = "60s"  # after which a process of ours that says nothing is ended, and another one started
 RETRIES = 2  # of a task that fails, as a read over a network may
 
 SCHEDULERS = ("threads", "processes", "tcp://HOST:PORT")
@@ -263,36 +268,46 @@ class _Threads:
 class _Cluster:
     """Workers behind a scheduler."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self, client: Any, where: str) -> None:
+        self._client, self._where = client, where
         self.threads = max(1, sum(client.nthreads().values()))
 
     def compute(self, value: Any, progress: Progress) -> Any:
         from distributed.scheduler import KilledWorker  # noqa: PLC0415  an extra
 
         future = self._client.compute(value, retries=RETRIES)
+        watch = Watch(self._client.scheduler, self._where)
         try:
-            _follow(future, progress)
+            _follow(future, progress, watch)
             return future.result()
+        except LiveError:  # it answers nobody, and so no wish to cancel either
+            future = None
+            raise
         except KilledWorker as error:
             raise LiveError(
                 f"a task ended its workers, again and again: {str(error).splitlines()[0]}",
                 next_step="most often memory: give workers more of it, or fewer threads each",
             ) from error
         finally:
-            future.cancel()
+            if future is not None:
+                future.cancel()
 
 
-def _follow(future: Any, progress: Progress) -> None:
+def _follow(future: Any, progress: Progress, watch: Watch) -> None:
     """Tells how many tasks are done until the last one is."""
     from distributed.diagnostics.progressbar import ProgressBar  # noqa: PLC0415  an extra
 
     class Told(ProgressBar):  # type: ignore[misc]
         def _draw_bar(self, **counts: Any) -> None:
+            watch.count(counts["remaining"])
             progress(counts["all"] - counts["remaining"], counts["all"])
 
     bar = Told([future], scheduler=future.client.scheduler.address, complete=True)
-    future.client.sync(bar.listen)
+
+    async def followed() -> None:
+        await watch.until(begun(bar.listen()))
+
+    future.client.sync(followed)
 
 
 @contextmanager
@@ -301,11 +316,11 @@ def _engine(scheduler: str) -> Iterator[_Threads | _Cluster]:
     if scheduler == "threads":
         yield _Threads()
     elif scheduler == "processes":
-        with _local_workers() as address, _connected(address) as client:
-            yield _Cluster(client)
+        with _local_workers() as local, _connected(local) as client:
+            yield _Cluster(client, local.scheduler_address)
     elif addresses.is_address(scheduler):
         with _connected(scheduler) as client:
-            yield _Cluster(client)
+            yield _Cluster(client, scheduler)
     else:
         raise CaptureError(
             f"no scheduler is called {scheduler!r}", next_step=f"give one of {', '.join(SCHEDULERS)}"
@@ -331,10 +346,11 @@ def _local_workers() -> Iterator[Any]:
     """
     from multiprocessing import resource_tracker  # noqa: PLC0415  as LocalCluster
 
+    import dask  # noqa: PLC0415  an extra
     from distributed import LocalCluster  # noqa: PLC0415  an extra
 
     resource_tracker.ensure_running()  # when it is started later, it unblocks that
-    with _held() as held:
+    with _held() as held, dask.config.set({"distributed.scheduler.worker-ttl": TTL}):
         local = LocalCluster(
             n_workers=os.cpu_count(),
             threads_per_worker=1,
@@ -370,8 +386,11 @@ def _connected(scheduler: Any) -> Iterator[Any]:
     where = scheduler if isinstance(scheduler, str) else "the local scheduler"
     _check_certificates(where)
     try:
+        if isinstance(scheduler, str):
+            with ThreadPoolExecutor(1) as apart:  # a notebook's thread has a loop that runs already
+                apart.submit(asyncio.run, _shake_hands(scheduler)).result()
         client = Client(scheduler, timeout=TIMEOUT, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # a TimeoutError is an OSError
         raise LiveError(
             f"no Dask scheduler answers: {' '.join(str(error).split())}",
             where=where,
@@ -387,6 +406,20 @@ def _connected(scheduler: Any) -> Iterator[Any]:
                 where=where,
                 next_step="look why it ended and whether the network holds, then run this again",
             ) from error
+
+
+async def _shake_hands(scheduler: str) -> None:
+    """Who takes a connection and says nothing would be waited for without end by Dask's own client."""
+    from distributed.comm import connect  # noqa: PLC0415  an extra
+    from distributed.security import Security  # noqa: PLC0415  an extra
+
+    ways = Security().get_connection_args("client")
+    try:
+        comm = await asyncio.wait_for(connect(scheduler, timeout=TIMEOUT, **ways), TIMEOUT)
+    except TimeoutError as error:
+        words = f"it takes connections, and has said nothing for {TIMEOUT} s"
+        raise TimeoutError(str(error) or words) from error
+    await comm.close()
 
 
 @contextmanager
@@ -427,11 +460,17 @@ def _check_workers(client: Any, where: str) -> None:
             "the scheduler has no workers", where=where, next_step=f"start some with `dask worker {where}`"
         ) from error
     try:
-        versions = client.run(analyzer_versions)
+        versions, silent = client.sync(_ask_workers, client)
     except Exception as error:
         raise LiveError(
             f"a worker cannot run rke2-flows: {' '.join(str(error).split())}", where=where, next_step=_INSTALL
         ) from error
+    if silent:
+        raise LiveError(
+            f"a worker has said nothing for {ANSWER:.0f} s",
+            where=silent[0],
+            next_step="look whether it is stopped or out of memory, end it, and run this again",
+        )
     own = analyzer_versions()
     for worker, theirs in sorted(versions.items()):
         apart = [
@@ -443,6 +482,17 @@ def _check_workers(client: Any, where: str) -> None:
             raise LiveError(
                 f"a worker has other versions: {'; '.join(apart)}", where=worker, next_step=_INSTALL
             )
+
+
+async def _ask_workers(client: Any) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """What :func:`analyzer_versions` says on each worker, and which of them do not answer."""
+    names = sorted((await client.scheduler.identity(n_workers=-1))["workers"])
+    asked = {name: begun(client._run(analyzer_versions, workers=[name])) for name in names}
+    await asyncio.wait(asked.values(), timeout=ANSWER)
+    silent = [name for name in names if not asked[name].done()]
+    for name in silent:
+        asked[name].cancel()
+    return {name: asked[name].result()[name] for name in names if name not in silent}, silent
 
 
 def analyzer_versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from conftest import RECORDED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer import Analysis, analyze, load_cluster, workers
+from analyzer import Analysis, addresses, analyze, load_cluster, waiting, watch, workers
 from analyzer import pairs as pairs_room
 from analyzer.addresses import find_inputs, is_empty, read_inputs
 from analyzer.choice import Choice
@@ -318,35 +318,42 @@ def test_a_worker_killed_in_the_middle(tmp_path: Path) -> None:
     assert sum(map(len, tables)) == len(whole.flows)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_scheduler_that_ends_in_the_middle(number: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whether it says so or not, this machine cannot do it; and no traceback of Dask's stands beside that."""
+@contextmanager
+def scheduler_by_hand() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address and the process of a scheduler that has a worker, each a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     address = f"tcp://127.0.0.1:{port}"
     dask = [sys.executable, "-m", "dask"]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-
-    def end(done: int, _: int) -> None:
-        if done:
-            asked.send_signal(number)
-
     with (
         subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", port], **quiet) as asked,
         subprocess.Popen([*dask, "worker", address, "--nthreads", "1", "--no-nanny"], **quiet) as worker,
     ):
         try:
-            error = fails(
-                LiveError,
-                "the scheduler went away",
-                RECORDED / "offences",
-                scheduler=address,
-                progress=end,
-            )
+            yield address, asked
         finally:
             for process in (worker, asked):
                 process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_scheduler_that_ends_in_the_middle(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whether it says so or not, this machine cannot do it; and no traceback of Dask's stands beside that."""
+
+    def end(done: int, _: int) -> None:
+        if done:
+            asked.send_signal(number)
+
+    with scheduler_by_hand() as (address, asked):
+        error = fails(
+            LiveError,
+            "the scheduler went away",
+            RECORDED / "offences",
+            scheduler=address,
+            progress=end,
+        )
     assert (error.where, error.exit_status) == (address, 3)
     assert "Traceback" not in capfd.readouterr().err
 
@@ -584,6 +591,124 @@ def test_schedulers_at_fault(scheduler: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(workers, "analyzer_version", lambda: "0.0.1")
     error = fails(LiveError, "rke2-flows .* there, 0.0.1 here", OFFENCES, scheduler=scheduler)
     assert error.where.startswith("tcp://127.0.0.1:")
+
+
+# ---- who keeps silent ----
+
+
+@contextmanager
+def mute() -> Iterator[str]:
+    """Host and port of who takes connections, and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    """Processes that neither run nor end."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room, name, seconds in (
+        (waiting, "PATIENCE", 1.0),
+        (watch, "STEP", 0.5),
+        (watch, "LIMIT", 4.0),
+        (workers, "TIMEOUT", 2),
+        (workers, "ANSWER", 6.0),
+    ):
+        monkeypatch.setattr(room, name, seconds)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines for whoever waits."""
+    return [record.getMessage() for record in caplog.records if record.name == "analyzer"]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_scheduler_that_never_answers() -> None:
+    with mute() as place:
+        error = fails(LiveError, "has said nothing for 2 s", OFFENCES, scheduler=f"tcp://{place}")
+    assert error.where == f"tcp://{place}"
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_worker_that_is_stopped_from_the_start() -> None:
+    with two_workers() as local, stopped(local.workers[1].pid):
+        error = fails(LiveError, "has said nothing for 6 s", OFFENCES, scheduler=local.scheduler_address)
+        assert error.where == local.workers[1].worker_address
+
+
+@pytest.mark.usefixtures("hurried")
+def test_workers_that_are_stopped_in_the_middle(caplog: pytest.LogCaptureFixture) -> None:
+    """One is told of, all of them are given up."""
+    with two_workers() as local, ExitStack() as stops:
+
+        def stop(done: int, tasks: int) -> None:
+            if 0 < done < tasks and not pids:
+                pids.extend(nanny.pid for nanny in local.workers.values())
+                stops.enter_context(stopped(*pids))
+
+        pids: list[int] = []
+        names = sorted(nanny.worker_address for nanny in local.workers.values())
+        error = fails(
+            LiveError, "no worker can work", OFFENCES, scheduler=local.scheduler_address, progress=stop
+        )
+    assert error.where == local.scheduler_address
+    assert names[0] in error.what
+    lines = said(caplog)
+    assert lines[0].startswith("rke2-flows: no task is done since ")
+    assert f"waiting for {', '.join(names)}, not heard from since" in lines[-1]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_scheduler_that_is_stopped_in_the_middle(caplog: pytest.LogCaptureFixture) -> None:
+    with scheduler_by_hand() as (address, asked), ExitStack() as stops:
+
+        def stop(done: int, _: int) -> None:
+            if done and not pids:
+                pids.append(asked.pid)
+                stops.enter_context(stopped(asked.pid))
+
+        pids: list[int] = []
+        begin = time.monotonic()
+        error = fails(LiveError, "the scheduler has not answered", OFFENCES, scheduler=address, progress=stop)
+        assert time.monotonic() - begin < 30
+    assert error.where == address
+    assert f"waiting for the scheduler at {address}" in said(caplog)[-1]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_workers_without_memory(caplog: pytest.LogCaptureFixture) -> None:
+    """Dask gives no task to a worker whose memory is full, and it may never be less."""
+    import dask
+
+    full = {f"distributed.worker.memory.{name}": 1e-4 for name in ("target", "spill", "pause")}
+    with dask.config.set(full | {"distributed.worker.memory.terminate": False}), two_workers() as local:
+        fails(LiveError, "paused, since the memory is full", OFFENCES, scheduler=local.scheduler_address)
+    assert "paused, since the memory is full" in said(caplog)[-1]
+
+
+@pytest.mark.usefixtures("hurried", "bucket")
+def test_a_store_that_never_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(addresses._S3, "read_timeout", 0.4)
+    with mute() as place:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{place}")
+        begin = time.monotonic()
+        with pytest.raises(CaptureError, match=r"s3://x/y/: cannot be read: .*timeout"):
+            read_inputs(["s3://x/y/"])
+        took = time.monotonic() - begin
+    assert took < 8, f"{took} s rather than six times 0.4 s, and what is between them"
+    assert said(caplog)[0].startswith("rke2-flows: waiting for s3://x/y/ since ")
 
 
 def test_a_scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
