@@ -71,6 +71,7 @@ struct pairing {
     __u32 *connection_of;   /* of each tuple */
     __u32 *client, *server; /* tuple; until it is known who asked the one of the lower and of the higher end */
     __u8 *outcome, *direction_by, *low_asks;
+    __u32 *quoted[2]; /* of each, what ICMP said of what the lower and the higher end sent; NULL where tuples have it */
     /* who listens */
     const struct endpoint *listeners;
     __u32 listener_count;
@@ -411,11 +412,17 @@ static int number_connections(struct pairing *p, __u32 *firsts)
 /* Of each connection: which ends sent. */
 enum side { SIDE_LOW = 1, SIDE_HIGH = 2, SIDE_BOTH = 3 };
 
-/* The connections inside one kind of tunnel that have the same ends, whatever their VNI. */
+/* The connections inside one kind of tunnel that have the same ends, whatever their VNI: each NONE, one, or SEVERAL. */
 struct halves {
-    __u32 low, high; /* the one that only this end sent; NONE, or SEVERAL */
-    bool has_whole;  /* in one of them both ends sent */
+    __u32 low, high; /* that only this end sent */
+    __u32 whole;     /* that both ends sent */
 };
+
+/* What was quoted and not sent: its VNI is of who quoted it. A witness that counted nothing has no quote either. */
+static bool is_quote(const struct pairing *p, __u32 tuple)
+{
+    return is_tunnelled(p, tuple) && !(p->marks[tuple] & MARK_SENT) && sum_of(p, tuple)->unreachable;
+}
 
 static bool has_same_tunnel(const void *all, __u32 number, const void *wanted)
 {
@@ -427,16 +434,15 @@ static bool has_same_tunnel(const void *all, __u32 number, const void *wanted)
 
 static void note_half(struct halves *h, __u32 connection, __u8 sides)
 {
-    __u32 *half = sides == SIDE_LOW ? &h->low : &h->high;
+    __u32 *half = sides == SIDE_LOW ? &h->low : sides == SIDE_HIGH ? &h->high : &h->whole;
 
-    if (sides == SIDE_BOTH)
-        h->has_whole = true;
-    else
+    if (sides)
         *half = *half == NONE ? connection : SEVERAL;
 }
 
-/* `halves`: of the first connection of each kind of tunnel and ends; `sides`, `hashes`: of each connection */
-static int collect_halves(struct seeker *seeker, const __u32 *hashes, const __u8 *sides, struct halves *halves)
+/* `halves`: of the first connection of each kind of tunnel and ends; `first`: that one; `sides`, `hashes`: of each */
+static int collect_halves(struct seeker *seeker, const __u32 *hashes, const __u8 *sides, struct halves *halves,
+                          __u32 *first)
 {
     const struct pairing *p = seeker->p;
     struct index index;
@@ -447,7 +453,8 @@ static int collect_halves(struct seeker *seeker, const __u32 *hashes, const __u8
         struct slot *slot;
         struct ends ends;
 
-        halves[i] = (struct halves){NONE, NONE, false};
+        halves[i] = (struct halves){NONE, NONE, NONE};
+        first[i] = NONE;
         if (!is_tunnelled(p, seeker->firsts[i]))
             continue;
         ends = ends_of(p, seeker->firsts[i]);
@@ -455,50 +462,62 @@ static int collect_halves(struct seeker *seeker, const __u32 *hashes, const __u8
         slot = index_find(&index, hashes[i], has_same_tunnel, seeker, &ends);
         if (!slot->number)
             index_put(&index, slot, hashes[i], i);
-        note_half(&halves[slot->number - 1], i, sides[i]);
+        first[i] = slot->number - 1;
+        note_half(&halves[first[i]], i, sides[i]);
     }
     index_free(&index);
     return 0;
 }
 
-/* Halves that belong together become the connection that was numbered first. `into`: of each connection */
-static void join_halves(struct pairing *p, __u32 *firsts, const struct halves *halves, __u32 *into)
+/* The one connection that all of these are, as the one of its halves that was numbered first; NONE. */
+static __u32 one_of(const struct halves *h)
 {
-    for (__u32 i = 0; i < p->connection_count; i++)
-        into[i] = i;
-    for (__u32 i = 0; i < p->connection_count; i++) {
-        const struct halves *h = &halves[i];
-        __u32 other = h->low == i ? h->high : h->low;
+    if (h->whole != NONE)
+        return h->whole != SEVERAL && h->low == NONE && h->high == NONE ? h->whole : NONE;
+    if (h->low == SEVERAL || h->high == SEVERAL)
+        return NONE;
+    return h->low < h->high ? h->low : h->high;
+}
 
-        if (h->has_whole || h->low >= SEVERAL || h->high >= SEVERAL)
-            continue;
-        into[other] = i;
-        firsts[other] = firsts[i];
+/* Halves that belong together, and what was quoted of them, become the connection that was numbered first. */
+static void join_halves(struct pairing *p, __u32 *firsts, const struct halves *halves, const __u32 *first)
+{
+    for (__u32 i = p->connection_count; i-- > 0;) { /* the first one after all others */
+        __u32 one = first[i] == NONE ? NONE : one_of(&halves[first[i]]);
+
+        if (one != NONE && i != one)
+            firsts[i] = firsts[one];
     }
-    for (__u32 i = 0; i < p->tuple_count; i++)
-        p->connection_of[i] = into[p->connection_of[i]];
+    for (__u32 i = 0; i < p->tuple_count; i++) {
+        __u32 *connection = &p->connection_of[i], into = first[*connection];
+
+        if (into != NONE && one_of(&halves[into]) != NONE)
+            *connection = into;
+    }
 }
 
 /*
  * Cilium writes who sent a packet where the VNI stands (the sender's security identity), so that a flow's directions
  * differ in it. Of all that was seen between two ends exactly two halves, one each way, are taken for one connection:
- * of a network's own both would have been seen under one VNI.
+ * of a network's own both would have been seen under one VNI. What ICMP quotes stands under the VNI of who quotes it,
+ * and is of that connection where there is one alone.
  */
 static int connect_halves(struct pairing *p, __u32 *firsts, const __u32 *hashes)
 {
     struct seeker seeker = {.p = p, .firsts = firsts};
     struct halves *halves = malloc(p->connection_count * sizeof(*halves) + 1);
-    __u32 *into = malloc(p->connection_count * sizeof(*into) + 1);
+    __u32 *first = malloc(p->connection_count * sizeof(*first) + 1);
     __u8 *sides = calloc(p->connection_count + 1, sizeof(*sides));
-    int failed = !halves || !into || !sides;
+    int failed = !halves || !first || !sides;
 
     for (__u32 i = 0; !failed && i < p->tuple_count; i++)
-        sides[p->connection_of[i]] |= p->marks[i] & MARK_REVERSE ? SIDE_HIGH : SIDE_LOW;
-    failed = failed || collect_halves(&seeker, hashes, sides, halves);
+        if (!is_quote(p, i))
+            sides[p->connection_of[i]] |= p->marks[i] & MARK_REVERSE ? SIDE_HIGH : SIDE_LOW;
+    failed = failed || collect_halves(&seeker, hashes, sides, halves, first);
     if (!failed)
-        join_halves(p, firsts, halves, into);
+        join_halves(p, firsts, halves, first);
     free(halves);
-    free(into);
+    free(first);
     free(sides);
     return failed ? -1 : 0;
 }
@@ -624,15 +643,38 @@ static int fold_plain(struct pairing *p, const __u32 *firsts, const __u32 *hashe
     return failed ? -1 : 0;
 }
 
-/* The tuple that each end sent; inside the tunnel rather than outside of it. */
+/* Whether `tuple` rather than `other`, in the same tunnel or in none, stands for what an end sent. */
+static bool tells_sender(const struct pairing *p, __u32 tuple, __u32 other)
+{
+    bool sent = p->marks[tuple] & MARK_SENT, other_sent = p->marks[other] & MARK_SENT;
+
+    return sent != other_sent ? sent : key_of(p, tuple)->vni <= key_of(p, other)->vni;
+}
+
+/* The tuple that each end sent; inside the tunnel rather than outside of it, sent rather than quoted. */
 static void note_senders(struct pairing *p)
 {
     for (__u32 i = 0; i < p->connection_count; i++)
         p->client[i] = p->server[i] = NONE;
     for (int tunnelled = 0; tunnelled < 2; tunnelled++)
-        for (__u32 i = 0; i < p->tuple_count; i++)
-            if (is_tunnelled(p, i) == tunnelled)
-                (p->marks[i] & MARK_REVERSE ? p->server : p->client)[p->connection_of[i]] = i;
+        for (__u32 i = 0; i < p->tuple_count; i++) {
+            __u32 *sender = &(p->marks[i] & MARK_REVERSE ? p->server : p->client)[p->connection_of[i]];
+
+            if (is_tunnelled(p, i) == tunnelled &&
+                (*sender == NONE || is_tunnelled(p, *sender) != tunnelled || tells_sender(p, i, *sender)))
+                *sender = i;
+        }
+}
+
+/* A connection in a tunnel may have been quoted under another VNI than it was sent under, or outside of the tunnel. */
+static int note_quotes(struct pairing *p)
+{
+    for (int side = 0; side < 2; side++)
+        if (!(p->quoted[side] = calloc(p->connection_count + 1, sizeof(*p->quoted[side]))))
+            return -1;
+    for (__u32 i = 0; i < p->tuple_count; i++)
+        p->quoted[!!(p->marks[i] & MARK_REVERSE)][p->connection_of[i]] |= sum_of(p, i)->unreachable;
+    return 0;
 }
 
 static int connect_tuples(struct pairing *p)
@@ -656,7 +698,7 @@ static int connect_tuples(struct pairing *p)
     if (!p->client || !p->server || !p->outcome || !p->direction_by || !p->low_asks)
         return -1;
     note_senders(p);
-    return 0;
+    return p->has_tunnels ? note_quotes(p) : 0;
 }
 
 /* ---- who listens ---- */
@@ -972,14 +1014,17 @@ static enum outcome outcome_of(const struct pairing *p, const struct judged *j, 
     bool asked = j->marks[client] & MARK_SENT, replied = j->marks[!client] & MARK_SENT;
     bool opened = asked && j->marks[client] & MARK_ASKS;
     const struct flow_counters *sum;
+    __u32 quoted = 0;
 
     if (j->marks[client] & MARK_CARRIER && p->outcome[j->connection] == ANSWERED)
         return ANSWERED;
     if (asked && replied)
         return opened && j->marks[!client] & MARK_RESETS ? REFUSED : ANSWERED;
     sum = j->tuples[client] == NONE ? NULL : sum_of(p, j->tuples[client]);
+    if (sum)
+        quoted = p->quoted[client] ? p->quoted[client][j->connection] : sum->unreachable;
     /* an ICMP destination-unreachable quoted what the client sent */
-    if (!replied && sum && sum->unreachable & ~FRAGMENTATION_NEEDED)
+    if (!replied && quoted & ~FRAGMENTATION_NEEDED)
         return UNREACHABLE;
     /* the client acknowledged what the capture does not hold: it was answered out of sight */
     if (!replied && sum && j->key->protocol == TCP && sum->tcp_flags & TCP_ACK)
@@ -1028,8 +1073,9 @@ static int pair_rows(struct pairing *p)
 
 static void pairing_free(struct pairing *p)
 {
-    void *owned[] = {p->starts, p->ends_hashes, p->tuple_of, p->first,        p->sums,     p->marks, p->connection_of,
-                     p->client, p->server,      p->outcome,  p->direction_by, p->low_asks, p->named};
+    void *owned[] = {p->starts,       p->ends_hashes,   p->tuple_of, p->first,     p->sums,
+                     p->marks,        p->connection_of, p->client,   p->server,    p->outcome,
+                     p->direction_by, p->low_asks,      p->named,    p->quoted[0], p->quoted[1]};
 
     for (size_t i = 0; i < sizeof(owned) / sizeof(*owned); i++)
         free(owned[i]);

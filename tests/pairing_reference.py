@@ -203,15 +203,18 @@ def _join_halves(
     numbers: Indices, first: Indices, plain: npt.NDArray[np.uint8], t: Tuples
 ) -> tuple[Indices, Indices]:
     """Connections in one kind of tunnel with the same ends, of which one end sent under one VNI and the other
-    under another, and no more than these: one connection.
+    under another, and no more than these: one connection. What ICMP quoted under a further one is of it, or
+    of the only one that there is.
     """
     sides, into = np.zeros(len(first), np.uint8), np.arange(len(first))
-    np.bitwise_or.at(sides, numbers, np.where(t.reverse, 2, 1).astype(np.uint8))
+    quote = (t.packets == 0) & (t.unreachable > 0)
+    np.bitwise_or.at(sides, numbers, np.where(quote, 0, np.where(t.reverse, 2, 1)).astype(np.uint8))
     tunnel = t.key["tunnel"][first]
     families = group(np.concatenate([plain[first], pack(tunnel)], axis=1))[0]
     for family in np.unique(families[tunnel > 0]):
         mine = np.flatnonzero(families == family)
-        if sorted(sides[mine].tolist()) == [1, 2]:
+        sent = sorted(side for side in sides[mine].tolist() if side)
+        if sent == [1, 2] or len(sent) == 1:
             into[mine] = mine.min()
     _, joined, of_tuple = np.unique(into[numbers], return_index=True, return_inverse=True)
     return of_tuple, joined
@@ -246,12 +249,14 @@ def _fold_plain(plain: npt.NDArray[np.uint8], tunnelled: Booleans, apart: Boolea
 
 def _sent_by(of_tuple: Indices, t: Tuples, reverse: bool, count: int) -> Indices:
     """The tuple of each connection that the lower (or the higher) end sent; inside the tunnel rather than
-    outside of it.
+    outside of it, sent rather than quoted.
     """
     sent = np.full(count, -1)
-    for tunnelled in (False, True):
-        mine = np.flatnonzero((t.reverse == reverse) & ((t.key["tunnel"] > 0) == tunnelled))
-        sent[of_tuple[mine]] = mine
+    mine = np.flatnonzero(t.reverse == reverse)
+    for tuple_ in mine[
+        np.lexsort((-t.key["vni"][mine].astype(int), t.packets[mine] > 0, t.key["tunnel"][mine] > 0))
+    ]:
+        sent[of_tuple[tuple_]] = tuple_
     return sent
 
 
@@ -409,7 +414,11 @@ def _acknowledges(t: Tuples, c: Connections, client: Indices) -> Booleans:
 
 def _quoted(t: Tuples, c: Connections, client: Indices) -> Booleans:
     """An ICMP destination-unreachable quoted what the client sent."""
-    quoted: Booleans = (at(t.unreachable, client) & ~_FRAGMENTATION_NEEDED) > 0
+    said = np.zeros((len(client), 2), np.uint32)
+    np.bitwise_or.at(said, (c.of_tuple, t.reverse.astype(np.intp)), t.unreachable)
+    sent = np.flatnonzero(client >= 0)
+    quoted = np.zeros(len(client), bool)
+    quoted[sent] = (said[sent, t.reverse[client[sent]].astype(np.intp)] & ~_FRAGMENTATION_NEEDED) > 0
     return quoted
 
 

@@ -64,7 +64,7 @@ def rows_of(
             "dst_port": st.sampled_from(ports),
             "protocol": st.sampled_from((1, 6, 6, 6, 17, 17, 58, 132, 47)),
             "tunnel": st.sampled_from((0, 0, 0, 1, 2)),
-            "vni": st.sampled_from((0, 0, 7)),
+            "vni": st.sampled_from((0, 0, 7, 8)),
             "outer_src": st.sampled_from(tunnel_ends),
             "outer_dst": st.sampled_from(tunnel_ends),
             "interface": st.sampled_from((0, 0, 0, 1, 2, 3, 4, 5)),

@@ -155,6 +155,43 @@ def test_networks_that_can_be_told_apart_stay_apart() -> None:
     assert sorted(table[table["server"] == PEER[0]]["vni"]) == [1, 2, 3]
 
 
+def refused(frame: bytes, *, vni: int, by: str = PEER[0]) -> bytes:
+    """What `by`, behind the other tunnel's end, says of a pod's frame."""
+    return fr.carried(fr.unreachable(by, frame, 3), SERVER[0], AGENT[0], vni=vni)
+
+
+def test_what_icmp_says_under_its_senders_vni_is_of_the_flow() -> None:
+    """A question that is not answered, one that is answered before, one that was seen on the veth too; the
+    quote comes under the VNI of the pod that refuses, or of the node for it, before or after what it quotes.
+    """
+    ask, answer = fr.datagram(POD, PEER, b"?"), fr.datagram(PEER, POD, b"!")
+    asked, answered = identified([ask, answer])
+    for by, vni in ((PEER[0], 815), (SERVER[0], 6)):
+        quote = refused(ask, vni=vni, by=by)
+        for more, frames in (
+            ((1, 0), [asked, quote]),
+            ((1, 0), [ask, asked, quote]),
+            ((1, 1), [asked, answered, quote]),
+            ((1, 1), [ask, quote, answered, asked]),
+        ):
+            for order in (frames, frames[::-1]):
+                table = pair(capture("x.pcap", timed(order)), frozenset({(17, PEER[1])}))
+                inner = only(table[(table["server"] == PEER[0]) & (table["protocol"] == "udp")])
+                assert (counts(inner), inner["vni"], inner["client"]) == (more, 4711, POD[0])
+                assert inner["outcome"] == ("answered" if more[1] else "unreachable")
+
+
+def test_what_icmp_says_of_one_of_two_networks_stays_apart() -> None:
+    """Which of them it is of cannot be told; nor is there one where only the quote was seen."""
+    ask = fr.datagram(POD, PEER, b"?")
+    asked = [fr.carried(ask, AGENT[0], SERVER[0], vni=vni) for vni in (1, 2)]
+    for frames, vnis in ((asked, [1, 2]), ([], [])):
+        table = pair(capture("x.pcap", timed([*frames, refused(ask, vni=3)])))
+        mine = table[(table["server"] == PEER[0]) & (table["protocol"] == "udp")]
+        assert sorted(mine["vni"]) == [*vnis, 3]
+        assert set(mine[mine["vni"] != 3]["outcome"]) <= {"unanswered"}
+
+
 def test_a_forged_inner_packet_does_not_hide_a_flow_of_nodes() -> None:
     """Whoever may send VXLAN can send an inner packet of any 5-tuple: that of a flow between nodes too."""
     forged = fr.carried(segment(AGENT, SERVER, SYN), AGENT[0], SERVER[0])
