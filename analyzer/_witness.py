@@ -30,6 +30,7 @@ Window = tuple[int, int]
 _NO_WINDOW: Window = (int(NO_TIME), 0)
 #: what an interface of `-i any` is called; and ns after which at most a datagram is on the next one
 _OF_ANY, _HOP = re.compile(r"if\d+"), 10**7
+_PACKED = re.compile(r"\.(gz|zst|lz4)$")
 #: ns between two parts of one rotated capture, from which on it is not known that none is missing
 _GAP = 10**9
 _FEW = 32  # observers of one flow; a flow of more has its names joined one by one
@@ -70,16 +71,21 @@ def _watched(
     return [_both(a, b) for a, b in zip(windows, watched, strict=True)]
 
 
+def _unpacked(source: str) -> str:
+    """The name before it was packed: of a rotated capture's parts often all are but the last."""
+    return _PACKED.sub("", source)
+
+
 def _stem(source: str) -> str:
     """What the parts of one rotated capture have in common: the name without its digits."""
-    return "".join(ch for ch in source if not ch.isdigit())
+    return "".join(ch for ch in _unpacked(source) if not ch.isdigit())
 
 
 def _digits(source: str) -> dict[int, str]:
     """The other half of a name: digits by how much of the stem stands before them."""
     found: dict[int, str] = {}
     before = 0
-    for ch in source:
+    for ch in _unpacked(source):
         if ch.isdigit():
             found[before] = found.get(before, "") + ch
         else:

@@ -293,6 +293,15 @@ def test_rotated_captures_of_nodes_whose_names_differ_in_digits(name: str) -> No
     assert counts(seen(*parts[:8], capture("4.pcap", WHOLE[:9]))) == (7, 5)
 
 
+@pytest.mark.parametrize("packed", [".gz", ".zst", ".lz4"])
+def test_parts_of_which_some_are_packed(packed: str) -> None:
+    """As rotation leaves them that packs what is done with; and one of them twice, packed and not."""
+    cuts = tuple(pairwise((0, 3, 6, 9, 12)))
+    parts = [capture(f"agent.pcap{n}{packed if n % 2 else ''}", WHOLE[a:b]) for n, (a, b) in enumerate(cuts)]
+    assert counts(seen(*parts)) == (7, 5)
+    assert counts(seen(*parts, capture("agent.pcap1", WHOLE[3:6]))) == (7, 5)
+
+
 def test_captures_apart_in_time_add_up_whatever_their_names() -> None:
     row = seen(capture("monday.pcap", WHOLE), capture("tuesday.pcap", after(WHOLE, LATER)))
     assert counts(row) == (14, 10)
