@@ -3,7 +3,7 @@
 Two observers whose captures overlap in time may have seen the same datagrams: of them the fullest one's
 counts stand. Two whose captures do not overlap cannot have: they add up, whoever else watched meanwhile and
 saw nothing of the flow. Parts of one rotated capture are one observer; so of several nodes, whatever the
-digits in their names.
+digits in their names. Where the nodes' names are known, those tell captures of two of them apart.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ _FEW = 32  # observers of one flow; a flow of more has its names joined one by o
 
 
 def roles_of(
-    rows: Rows, observers: Sequence[Observer], coverage: Sequence[Coverage] = ()
+    rows: Rows,
+    observers: Sequence[Observer],
+    coverage: Sequence[Coverage] = (),
+    nodes: Collection[str] = (),
 ) -> tuple[Indices, Indices, npt.NDArray[np.uint64]]:
     """What each observer is among the others: its turn, the chain of its parts, and when that watched, as
     begin and end in ns, shape (observers, 2), dtype uint64. Of two that counted as much the one with the
-    lesser turn stands.
+    lesser turn stands. `nodes`: names of nodes; what begins with those of two is of two.
     """
     count = len(observers)
     order = sorted(range(count), key=lambda n: (observers[n].name, observers[n]))
@@ -52,7 +55,7 @@ def roles_of(
     windows = _watched(
         _pair.windows(np.ascontiguousarray(rows).view(np.uint8).data, count), observers, coverage
     )
-    chain = _chains(observers, windows)
+    chain = _chains(observers, windows, nodes)
     return turn, np.array(chain, np.intp), np.array(_spans(observers, chain, windows), np.uint64)
 
 

@@ -55,7 +55,7 @@ class Analysis:
     def of(cls, rows: OneWay, cluster: Cluster, spec: Spec, sockets: Iterable[Listening] = ()) -> Analysis:
         """Pairs and judges one-way rows."""
         whole = rows.settled()
-        flows = judge(pair(whole, server_ports(spec)), cluster, spec)
+        flows = judge(pair(whole, server_ports(spec), nodes=cluster.members), cluster, spec)
         return cls(flows, cluster, spec, whole.coverage, tuple(sockets))
 
     @cached_property

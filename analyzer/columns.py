@@ -19,7 +19,7 @@ from analyzer.facts import TUPLE, drops_by_flow, owner_of
 from analyzer.rows import Observer, OneWay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from analyzer.rows import Endpoint
 
@@ -105,10 +105,14 @@ class FlowColumns:
     """All flows of one-way rows, sorted by start; what :func:`analyzer.flows.pair` tells stands there."""
 
     def __init__(
-        self, one_way: OneWay, server_ports: ServerPorts = frozenset(), listeners: Iterable[Endpoint] = ()
+        self,
+        one_way: OneWay,
+        server_ports: ServerPorts = frozenset(),
+        listeners: Iterable[Endpoint] = (),
+        nodes: Collection[str] = (),
     ) -> None:
         self._one_way = one_way
-        roles = roles_of(one_way.rows, one_way.observers, one_way.coverage)
+        roles = roles_of(one_way.rows, one_way.observers, one_way.coverage, nodes)
         self._pairing = Pairing(one_way.rows, roles, server_ports, [*one_way.listeners, *listeners])
         self._names = [observer.name for observer in one_way.observers]
 

@@ -45,7 +45,7 @@ from analyzer.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from analyzer.columns import Column
 
@@ -70,7 +70,10 @@ Array16 = npt.NDArray[np.void]
 
 
 def pair(
-    one_way: OneWay, server_ports: ServerPorts = frozenset(), listeners: Iterable[Endpoint] = ()
+    one_way: OneWay,
+    server_ports: ServerPorts = frozenset(),
+    listeners: Iterable[Endpoint] = (),
+    nodes: Collection[str] = (),
 ) -> pd.DataFrame:
     """One-way rows of any number of observers to the flow table.
 
@@ -78,12 +81,13 @@ def pair(
     (from `listeners`, or because it accepted another connection), else by `server_ports` (pairs of protocol
     number and port), else by the lower port; `direction_by` says which. A datagram that several observers
     saw counts once: in each interval and direction the fullest witness's counts stand. Observers whose
-    captures do not overlap in time add up.
+    captures do not overlap in time add up. Sources that begin with the names of two of the `nodes` are no
+    parts of one rotated capture.
 
     Returns a DataFrame with :data:`COLUMNS`, sorted by start; neither it nor its order depends on the order
     of the rows.
     """
-    return frame_of(FlowColumns(one_way, server_ports, listeners).between())
+    return frame_of(FlowColumns(one_way, server_ports, listeners, nodes).between())
 
 
 def frame_of(columns: dict[str, Column]) -> pd.DataFrame:

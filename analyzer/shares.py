@@ -25,7 +25,7 @@ from analyzer.flows import format_address, pair, parse_address
 from analyzer.rows import EVENT_SYN_ACK, NO_TIME, ROW, Coverage, Endpoint, Observer, OneWay, Rows, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from analyzer._pairing import ServerPorts
     from analyzer.cluster import Cluster
@@ -229,7 +229,9 @@ _ADDRESSES = ("client", "server", "outer_client", "outer_server")
 _VXLAN, _UDP = 1, 17
 
 
-def paired(share: Share, around: Outline, server_ports: ServerPorts) -> pd.DataFrame:
+def paired(
+    share: Share, around: Outline, server_ports: ServerPorts, nodes: Collection[str] = ()
+) -> pd.DataFrame:
     """The flow table of a share: those rows of :func:`analyzer.flows.pair` of the whole that are between the
     share's ends, in the same order.
     """
@@ -242,7 +244,7 @@ def paired(share: Share, around: Outline, server_ports: ServerPorts) -> pd.DataF
         listeners=around.listeners,
         interval=around.interval,
     )
-    table = pair(known, server_ports)
+    table = pair(known, server_ports, nodes=nodes)
     table = table[(table["client"] != format_address(mark)).to_numpy()].reset_index(drop=True)
     return table.assign(**_only_used(table), protocol=table["protocol"].cat.remove_unused_categories())
 

@@ -212,7 +212,8 @@ def _gather(parts: list[Share], plan: _Plan) -> Share:
 
 
 def _judge(number: int, share: Share, around: Outline, plan: _Plan) -> Tally | int:
-    table = shares.paired(share, around, server_ports(plan.spec))
+    nodes = () if plan.cluster is None else plan.cluster.members
+    table = shares.paired(share, around, server_ports(plan.spec), nodes)
     if plan.cluster is not None:
         table = judge(table, plan.cluster, plan.spec)
     if plan.folder:

@@ -293,6 +293,20 @@ def test_rotated_captures_of_nodes_whose_names_differ_in_digits(name: str) -> No
     assert counts(seen(*parts[:8], capture("4.pcap", WHOLE[:9]))) == (7, 5)
 
 
+@pytest.mark.parametrize("end", [".pcap", "_1.pcap.gz"])
+def test_nodes_that_were_captured_one_after_the_other_are_no_parts(end: str) -> None:
+    """Who watched between them saw what neither of them did. Without names of nodes they may be parts, of
+    which one is missing.
+    """
+    days = (WHOLE, after(WHOLE, 2 * LATER))
+    parts = [capture(f"server-{n}{end}", frames) for n, frames in enumerate(days, 1)]
+    between = capture("agent-1.pcap", after(WHOLE, LATER))
+    whole = merge([*parts, between])
+    nodes = ("agent-1", "server-1", "server-2")
+    assert counts(only(pair(whole, nodes=nodes))) == (21, 15)
+    assert counts(only(pair(whole))) == counts(only(pair(whole, nodes=("agent-1", "server")))) == (14, 10)
+
+
 @pytest.mark.parametrize("packed", [".gz", ".zst", ".lz4"])
 def test_parts_of_which_some_are_packed(packed: str) -> None:
     """As rotation leaves them that packs what is done with; and one of them twice, packed and not."""

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import frames as fr
 import numpy as np
 import pandas as pd
 import pytest
@@ -280,6 +282,17 @@ def test_inputs_are_named_and_counted_as_on_one(tmp_path: Path, monkeypatch: pyt
     assert [ledger.source for ledger in whole.coverage] == ["x/a.pcap", "b.pcap", "y/a.pcap"]
     for more in ((), ("link", "link/a.pcap"), (f"file://{tmp_path}/y", f"file://{tmp_path}/link/")):
         assert_as_on_one(workers.analyze("x", "y", *more, cluster=cluster_of(OFFENCES)), whole)
+
+
+def test_nodes_captured_one_after_the_other_count_as_on_one(tmp_path: Path) -> None:
+    """Their names are the cluster's, not numbers of parts: who watched meanwhile adds to it."""
+    talk = fr.timed(fr.talk(("10.10.0.21", 40000), ("10.10.0.11", 6443), 3))
+    for n, name in enumerate(("server-1", "agent-1", "server-2")):
+        frames = [replace(frame, time=frame.time + n * 100 * fr.NS) for frame in talk]
+        fr.save(tmp_path, f"{name}.pcap", fr.pcap(frames))
+    whole = analyze(tmp_path, cluster=cluster_of(OFFENCES))
+    assert int(whole.flows["packets_out"].sum()) == 3 * 7
+    assert_as_on_one(workers.analyze(tmp_path, cluster=cluster_of(OFFENCES)), whole)
 
 
 # ---- a worker dies ----
