@@ -558,7 +558,7 @@ def test_a_run_of_what_was_chosen_says_so_beside_another() -> None:
     ],
 )
 def test_times(text: str, ns: int) -> None:
-    assert moment(text, NOW) == ns
+    assert moment(text, NOW, "--since") == ns
 
 
 @pytest.mark.parametrize(
@@ -566,10 +566,10 @@ def test_times(text: str, ns: int) -> None:
 )
 def test_what_is_no_time(text: str) -> None:
     if text == "2026-11-24T10":  # which Python knows
-        assert moment(text, NOW) == 1_795_514_400 * NS
+        assert moment(text, NOW, "--since") == 1_795_514_400 * NS
         return
     with pytest.raises(BadParameter):
-        moment(text, NOW)
+        moment(text, NOW, "--since")
 
 
 def test_a_time_ends_after_it_began() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
 import typer.main
+from typer.testing import CliRunner
 
 from analyzer.cli import app
 from analyzer.commands.options import FailOn, age, nanoseconds
@@ -62,11 +64,12 @@ def _values(parameter: Any, context: Any) -> Iterator[Any]:
     [("60s", 60 * 10**9), ("5", 5 * 10**9), ("1.5ms", 1_500_000), (".5us", 500), ("2h", 7200 * 10**9)],
 )
 def test_durations(text: str, ns: int) -> None:
-    assert (nanoseconds(text), age(text)) == (ns, ns)
+    assert (nanoseconds(text, "--interval"), age(text, "--keep")) == (ns, ns)
 
 
 def test_what_is_not_given_is_none_and_an_age_may_be_in_days() -> None:
-    assert (nanoseconds(None), age("0"), age("30d")) == (0, 0, 30 * 86400 * 10**9)
+    assert nanoseconds(None, "--interval") == 0
+    assert (age("0", "--keep"), age("30d", "--keep")) == (0, 30 * 86400 * 10**9)
 
 
 @pytest.mark.parametrize("text", ["", "s", "d", "0s", "-5s", "²s", "0.1ns", "1e3s", "5 s", "9" * 400 + "h"])
@@ -76,4 +79,24 @@ def test_what_is_no_duration_is_said(text: str) -> None:
     """
     for read, example in ((nanoseconds, "60s"), (age, "30d")):
         with pytest.raises(typer.BadParameter, match=f"is no duration: write {example}"):
-            read(text)
+            read(text, "--keep")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("flows", "x", "--interval"),
+        *((verb, "x", option) for verb in ("flows", "check", "matrix") for option in ("--since", "--until")),
+        ("capture", "-o", "x", "--interval"),
+        ("capture", "-o", "x", "--duration"),
+        *(("store", "compact", "x", option) for option in ("--interval", "--older-than", "--target-size")),
+        ("store", "prune", "x", "--keep"),
+    ],
+    ids=" ".join,
+)
+def test_a_refused_value_names_its_option(words: tuple[str, ...]) -> None:
+    """With both of `--since` and `--until` the value alone does not say which."""
+    done = CliRunner().invoke(app, [*words, "5x"])
+    said = re.sub(r"\W+", " ", done.stderr)  # in a box that breaks lines
+    assert done.exit_code == 2
+    assert f"Invalid value for {words[-1].removeprefix('--').replace('-', ' ')} 5x is no " in said

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from analyzer.commands.options import age
+from analyzer.commands.options import age, refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,30 +56,31 @@ def wanted(
     begins.
     """
     now = time.time_ns()
-    first = 0 if since is None else moment(since, now)
-    last = None if until is None else moment(until, now)
+    first = 0 if since is None else moment(since, now, "--since")
+    last = None if until is None else moment(until, now, "--until")
     if last is not None and last <= first:
         raise typer.BadParameter(f"--until {until} is not after --since {since or 'the epoch'}")
     return Wanted(first, last, tuple(nodes or ()), tuple(ports or ()))
 
 
-def moment(text: str, now: int) -> int:
+def moment(text: str, now: int, option: str) -> int:
     """`2026-11-24`, `2026-11-24T10:57:20.5Z`, `2026-11-24 10:57:20 UTC` or `2h`, so long before `now`, to ns
-    since the epoch. A time without a zone is UTC, as all times that are shown.
+    since the epoch. A time without a zone is UTC, as all times that are shown. Raises typer.BadParameter that
+    names the option.
     """
     try:
         found = datetime.fromisoformat(text.removesuffix(" UTC"))
     except ValueError:
-        return max(0, now - _so_long(text))
+        return max(0, now - _so_long(text, option))
     since_epoch = (found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH
     ns = (since_epoch.days * 86400 + since_epoch.seconds) * 10**9 + since_epoch.microseconds * 1000
     if ns < 0:
-        raise typer.BadParameter(f"{text!r} is before 1970")
+        raise refused(f"{text!r} is before 1970", option)
     return ns
 
 
-def _so_long(text: str) -> int:
+def _so_long(text: str, option: str) -> int:
     with suppress(typer.BadParameter):
         if text == "0" or not text.isdecimal():  # 2026 is a year that lacks its day, not seconds
-            return age(text)
-    raise typer.BadParameter(f"{text!r} is no time: write 2026-11-24T10:00 (UTC), or 2h for so long ago")
+            return age(text, option)
+    raise refused(f"{text!r} is no time: write 2026-11-24T10:00 (UTC), or 2h for so long ago", option)

@@ -76,7 +76,7 @@ def flows(
 
     The specification only helps to tell client from server where no SYN was seen; nothing is judged.
     """
-    asked, step = wanted(since, until, node, port), nanoseconds(interval)
+    asked, step = wanted(since, until, node, port), nanoseconds(interval, "--interval")
     if scheduler:
         refuse_threads(threads)
         _by_workers(captures, output, step, spec, scheduler, _choice(asked, cluster))

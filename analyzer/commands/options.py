@@ -242,19 +242,27 @@ def refuse_threads(threads: int | None) -> None:
         raise typer.BadParameter("with --scheduler the workers' threads read: leave one of the two out")
 
 
-def nanoseconds(text: str | None) -> int:
-    """`60s`, `5m`, `500ms` to ns; 0 for None. An empty text (a variable that is not set) is no duration."""
-    return 0 if text is None else _duration(text, _UNITS, "60s, 5m or 500ms")
+def nanoseconds(text: str | None, option: str) -> int:
+    """`60s`, `5m`, `500ms` to ns; 0 for None. An empty text (a variable that is not set) is no duration.
+
+    Raises typer.BadParameter that names the option.
+    """
+    return 0 if text is None else _duration(text, option, _UNITS, "60s, 5m or 500ms")
 
 
-def age(text: str) -> int:
+def age(text: str, option: str) -> int:
     """As :func:`nanoseconds`, and days: `30d`; `0` for none."""
-    return 0 if text == "0" else _duration(text, {**_UNITS, "d": 24 * _UNITS["h"]}, "30d, 12h or 60s")
+    return 0 if text == "0" else _duration(text, option, {**_UNITS, "d": 24 * _UNITS["h"]}, "30d, 12h or 60s")
 
 
-def _duration(text: str, units: Mapping[str, int], examples: str) -> int:
+def refused(what: str, option: str) -> typer.BadParameter:
+    """A value that the option cannot have, to be raised; told as Typer tells of those that it refuses."""
+    return typer.BadParameter(what, param_hint=f"'{option}'")
+
+
+def _duration(text: str, option: str, units: Mapping[str, int], examples: str) -> int:
     found = _DURATION.fullmatch(text)
     ns = float(found[1]) * units.get(found[2] or "s", 0) if found else 0
     if not 1 <= ns < _NS_LIMIT:
-        raise typer.BadParameter(f"{text!r} is no duration: write {examples}")
+        raise refused(f"{text!r} is no duration: write {examples}", option)
     return int(ns)

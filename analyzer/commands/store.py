@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyzer.commands.options import age, group, nanoseconds
+from analyzer.commands.options import age, group, nanoseconds, refused
 from analyzer.commands.output import time_text
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def store_compact(
     from analyzer import console
     from analyzer.flow_store import Rules, compact
 
-    rules = Rules(nanoseconds(interval), age(older_than), _size(target_size))
+    rules = Rules(nanoseconds(interval, "--interval"), age(older_than, "--older-than"), _size(target_size))
     work = compact(folder, rules, time.time_ns(), dry_run=dry_run)
     _show([_batch(folder, batch) for batch in work.batches])
     _note_rest(work, _done("deleted", dry_run))
@@ -99,7 +99,7 @@ def store_prune(
     from analyzer import console
     from analyzer.flow_store import prune
 
-    work = prune(folder, age(keep), time.time_ns(), dry_run=dry_run)
+    work = prune(folder, age(keep, "--keep"), time.time_ns(), dry_run=dry_run)
     rows = [
         {
             "part": str(part.path.relative_to(folder)),
@@ -175,5 +175,5 @@ def _size(text: str) -> int:
     unit = next((unit for unit in _SIZES if text.endswith(unit)), "")
     number = text.removesuffix(unit)
     if not number.isdecimal() or not int(number):
-        raise typer.BadParameter(f"{text!r} is no size: write 64MB or 1GiB")
+        raise refused(f"{text!r} is no size: write 64MB or 1GiB", "--target-size")
     return int(number) * _SIZES.get(unit, 1)
