@@ -20,12 +20,13 @@ from analyzer._yaml import dump_yaml
 from analyzer.cluster import SPECIAL, Cluster, Node
 from analyzer.errors import ClusterError
 from analyzer.flows import CARRIER_PORTS, PROTOCOL_NUMBERS, pair
-from analyzer.rows import OneWay
+from analyzer.rows import ENDINGS, OneWay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 
     from analyzer.cluster import Network
+    from analyzer.rows import Coverage
 
 CONFIDENCES = ("high", "medium", "low", "unknown")
 
@@ -164,6 +165,54 @@ def infer(*flows: pd.DataFrame | OneWay) -> Inferred:
         _service_ranges(table),
         len(found) - len(nodes) - len(unknown),
     )
+
+
+# ---- where none shows ----
+
+#: what most frames came to → what to do where no node shows in them
+_NEXT_STEPS = {
+    "flow": "write a cluster file, or capture for longer on more nodes",
+    "not_ip": "ARP and the like show no node: capture where the nodes' IP packets pass, on their uplinks",
+    "truncated": "capture with a larger snaplen: 160 bytes hold all headers",
+    "malformed": "look at them in Wireshark, and record the capture again",
+    "unsupported": "capture on an Ethernet interface, or with -i any",
+    "fragment": "capture for longer, or where datagrams are still whole",
+    "overflow": "split the capture by time",
+    "not_chosen": "ask for a longer time",
+}
+_NO_FRAMES = "check the interface and the capture filter"
+_DAMAGED = "copy or record what is damaged again"
+
+
+def no_node(inferred: Inferred, coverage: Iterable[Coverage]) -> ClusterError:
+    """What to say where no node shows: what was seen, what became of it, and what to do next.
+
+    `coverage`: of all that `inferred` was made from.
+    """
+    ledgers = list(coverage)
+    counts = {name: sum(getattr(ledger, name) for ledger in ledgers) for name in ENDINGS}
+    frames, damaged = sum(ledger.frames for ledger in ledgers), sum(bool(ledger.damage) for ledger in ledgers)
+    parts = [
+        *(f"{count} {_WORDS_OF_ENDINGS.get(name, name)}" for name, count in counts.items() if count),
+        *([f"{_count(damaged, 'source')} damaged"] if damaged else ()),
+    ]
+    read = f"{_count(frames, 'frame')} in {_count(len(ledgers), 'source')}" if ledgers else "no ledger"
+    usual = _NEXT_STEPS[max(counts, key=counts.__getitem__)] if frames or not ledgers else _NO_FRAMES
+    return ClusterError(
+        f"no node's role shows ({len(inferred.unknown)} may be nodes): {read}{': ' if parts else ''}"
+        f"{', '.join(parts)}",
+        next_step=_DAMAGED if damaged and not counts["flow"] else usual,
+    )
+
+
+_WORDS_OF_ENDINGS = {
+    "flow": "in flows",
+    "not_ip": "not IP",
+    "unsupported": "of a link type that is not known",
+    "fragment": "later fragments",
+    "overflow": "came when the flow table was full",
+    "not_chosen": "not chosen",
+}
 
 
 # ---- what counts as outside, and may be a node ----

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 from conftest import PROJECT, RECORDED, require_program
-from frames import flow
+from frames import arp, flow, pcap, talk, timed
 from runs import AGENT, AGENT_2, analysis
 
 from analyzer.report import document
@@ -407,6 +407,27 @@ def test_without_a_cluster_file_the_cluster_is_inferred_and_said_so(tmp_path: Pa
     assert said.startswith("no --cluster: inferred from the flows")
     assert "10.10.0.99; it may be a node that the flows did not show" in unsure
     assert table == given.splitlines()
+
+
+@pytest.mark.parametrize(
+    "command", [("cluster", "infer"), ("check",), ("flows", "--node", "agent-1")], ids=" ".join
+)
+def test_where_no_node_shows_it_is_said_what_was_seen(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "arp.pcap").write_bytes(pcap(timed([arp()] * 5)))
+    done = run(*command, "arp.pcap", "-o", "out.csv", cwd=tmp_path)
+    (line,) = done.stderr.decode().splitlines()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert line.startswith(
+        "rke2-flows: no node's role shows (0 may be nodes): 5 frames in 1 source: 5 not IP ("
+    )
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_where_only_unknown_machines_show_they_are_written_to_be_filled_in(tmp_path: Path) -> None:
+    (tmp_path / "kubelet.pcap").write_bytes(pcap(timed(talk((AGENT, 40000), (AGENT_2, 10250)))))
+    done = run("cluster", "infer", "kubelet.pcap", cwd=tmp_path)
+    assert (done.returncode, b"# Unknown (" in done.stdout) == (0, True)
+    assert b" may be nodes): 8 frames in 1 source: 8 in flows (write a cluster file" in done.stderr
 
 
 def test_a_cluster_is_inferred_from_addresses_too() -> None:

@@ -23,7 +23,7 @@ from analyzer.analysis import Analysis
 from analyzer.cluster import Cluster, Node, load_cluster
 from analyzer.errors import CaptureError, ClusterError
 from analyzer.flows import pair
-from analyzer.infer import Inferred, InferredNode, doubt, doubtful, infer
+from analyzer.infer import Inferred, InferredNode, doubt, doubtful, infer, no_node
 from analyzer.spec import load_spec
 from analyzer.store import read_inputs
 from analyzer.verdict import judge
@@ -476,6 +476,42 @@ def test_no_flow_at_all() -> None:
     inferred = infer(fr.table([]))
     assert (inferred.nodes, inferred.unknown, inferred.outside) == ((), (), 0)
     assert str(inferred) == "no node; 0 unknown"
+
+
+SHOWS_NOTHING: dict[str, tuple[bytes, str]] = {
+    "no frame": (fr.pcap([]), "0 frames in 1 source (check the interface"),
+    "only ARP": (fr.pcap(fr.timed([fr.arp()] * 5)), "5 frames in 1 source: 5 not IP (ARP and the like"),
+    "link type": (
+        fr.pcap(fr.timed([fr.arp()]), link=147),
+        "1 frame in 1 source: 1 of a link type that is not known (capture on an Ethernet interface",
+    ),
+    "snaplen": (
+        fr.pcap([fr.Frame(fr.segment((A1, 5), (A2, 6), 2)[:20], fr.EPOCH, 54)]),
+        "1 frame in 1 source: 1 truncated (capture with a larger snaplen",
+    ),
+    "damaged": (
+        fr.pcap(fr.timed([fr.arp()] * 2))[:-1],
+        "1 frame in 1 source: 1 not IP, 1 source damaged (copy or record what is damaged again)",
+    ),
+    "others": (
+        fr.pcap(fr.timed(fr.talk((OUT, 5), (A1, 443)))),
+        "8 frames in 1 source: 8 in flows (write a cluster file, or capture for longer on more nodes)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHOWS_NOTHING)
+def test_where_no_node_shows_it_is_said_what_was_seen(name: str) -> None:
+    data, expected = SHOWS_NOTHING[name]
+    rows = fr.read(data).settled()
+    said = str(no_node(infer(rows), rows.coverage))
+    assert said.startswith("no node's role shows (0 may be nodes): ")
+    assert expected in said
+
+
+def test_where_no_node_shows_in_a_flow_table_its_ledger_is_missed() -> None:
+    said = str(no_node(infer(fr.table([fr.flow(OUT, A1, 443)])), ()))
+    assert said.endswith(": no ledger (write a cluster file, or capture for longer on more nodes)")
 
 
 @given(

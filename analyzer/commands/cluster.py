@@ -49,8 +49,14 @@ def cluster_infer(
     how sure beside each entry.
     """
     from analyzer import console
-    from analyzer.infer import infer
+    from analyzer.infer import infer, no_node
 
-    found = infer(rows_of(inputs))
+    rows = rows_of(inputs)
+    found = infer(rows)
+    nothing = None if found.nodes else no_node(found, rows.coverage)
+    if (
+        nothing and not found.unknown
+    ):  # a file with no entry to check is none that anything could be done with
+        raise nothing
     print_or_write(found.to_yaml(name), output)
-    console.note(str(found))
+    console.note(str(nothing or found))

@@ -142,9 +142,11 @@ def rows_of(
 def inferred(runs: Sequence[OneWay], *, aside: bool) -> Cluster:
     """The cluster that the flows of these runs show, and a line that says so."""
     from analyzer import console
-    from analyzer.infer import infer
+    from analyzer.infer import infer, no_node
 
     found = infer(*runs)
+    if not found.nodes:
+        raise no_node(found, (ledger for run in runs for ledger in run.coverage))
     _tell(f"no --cluster: inferred from the flows, {found}", aside)
     console.note("`rke2-flows cluster infer` writes it as a file to check and keep")
     return found.to_cluster()
