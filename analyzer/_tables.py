@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_NUMBERS = {
+NUMBERS = {
     **dict.fromkeys(("client_port", "server_port", "tcp_flags_out", "tcp_flags_in"), "uint16"),
     **dict.fromkeys(("packets_out", "packets_in", "bytes_out", "bytes_in", "first_frame"), "uint64"),
     "vni": "uint32",
 }
-_LIVE = ("process", "pid", "pod", "drops")
-_TIMES = ("start", "end")
+LIVE = ("process", "pid", "pod", "drops")
+TIMES = ("start", "end")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path, dtype="str", keep_default_na=False)
-    texts = [name for name in table.columns if name not in (*_NUMBERS, *_TIMES)]
+    texts = [name for name in table.columns if name not in (*NUMBERS, *TIMES)]
     return table.assign(**{name: table[name].map(_unescape) for name in texts})
 
 
@@ -38,30 +38,38 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """The types of :func:`analyzer.flows.pair`. ValueError where a value has none or a column is missing."""
-    table = table.assign(**{name: None for name in _LIVE if name not in table})  # older than live capture
+    table = table.assign(**{name: None for name in LIVE if name not in table})  # older than live capture
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"it lacks the columns {', '.join(missing)}")
-    numbers = {name: _whole(table[name], dtype) for name, dtype in _NUMBERS.items()}
-    times = {name: _times(table[name]) for name in _TIMES}
-    texts = [name for name in COLUMNS if name not in (*numbers, *times, *_LIVE)]
+    numbers = {name: whole(table[name], dtype) for name, dtype in NUMBERS.items()}
+    moments = {name: times(table[name]) for name in TIMES}
+    texts = [name for name in COLUMNS if name not in (*numbers, *moments, *LIVE)]
     plain = {name: table[name].astype("str").fillna("").astype("category") for name in texts}
-    live = {name: table[name].replace("", None) for name in _LIVE}
-    pid = pd.to_numeric(live.pop("pid").astype("object")).astype("Int64")
+    live = {name: table[name].replace("", None) for name in LIVE}
+    pid = pids(live.pop("pid"))
+    names = {name: column.map(str, na_action="ignore").astype("category") for name, column in live.items()}
+    return table.assign(**numbers, **moments, **plain, **names, pid=pid)
+
+
+def pids(column: pd.Series) -> pd.Series:
+    """As Int64. ValueError where one is none."""
+    pid = pd.to_numeric(column.astype("object")).astype("Int64")
     if ((pid < 0) | (pid > np.iinfo(np.uint32).max)).any():
         raise ValueError("pid holds what is no process id")
-    names = {name: column.map(str, na_action="ignore").astype("category") for name, column in live.items()}
-    return table.assign(**numbers, **times, **plain, **names, pid=pid)
+    return pid
 
 
-def _whole(column: pd.Series, dtype: str) -> pd.Series:
+def whole(column: pd.Series, dtype: str) -> pd.Series:
+    """Whole numbers of that dtype, also from text. ValueError where one is none."""
     numbers = pd.to_numeric(column)
     if ((numbers < 0) | (numbers > np.iinfo(dtype).max) | (numbers % 1 != 0)).any():
         raise ValueError(f"{column.name} holds what is no whole number from 0 to {np.iinfo(dtype).max}")
     return numbers.astype(np.dtype(dtype))
 
 
-def _times(column: pd.Series) -> pd.Series:
+def times(column: pd.Series) -> pd.Series:
+    """datetime64[ns, UTC], also from ISO 8601; what has no zone is UTC. ValueError where one is no time."""
     times = pd.to_datetime(column, utc=True, format="ISO8601").dt.as_unit("ns")
     if (times < pd.Timestamp(0, tz="UTC")).any():
         raise ValueError(f"{column.name} holds a time before 1970")
@@ -122,7 +130,7 @@ def _write_jsonl(table: pd.DataFrame, path: Path) -> None:
 
 
 def _iso(table: pd.DataFrame) -> pd.DataFrame:
-    times = {name: table[name].map(_isoformat, na_action="ignore").astype("object") for name in _TIMES}
+    times = {name: table[name].map(_isoformat, na_action="ignore").astype("object") for name in TIMES}
     return table.assign(**times)
 
 
@@ -137,7 +145,7 @@ def _escaped(table: pd.DataFrame) -> pd.DataFrame:
         **{
             name: table[name].astype("str").map(_escape, na_action="ignore")
             for name in _texts(table)
-            if name not in _TIMES
+            if name not in TIMES
         }
     )
 

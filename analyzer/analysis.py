@@ -15,7 +15,8 @@ from analyzer.cards import card
 from analyzer.choice import ALL, Choice
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.findings import find
-from analyzer.flows import pair
+from analyzer.flows import COLUMNS, pair
+from analyzer.given import given
 from analyzer.infer import doubted
 from analyzer.listeners import Listening, remark
 from analyzer.matrices import By, matrix
@@ -24,6 +25,7 @@ from analyzer.report import summary, sums
 from analyzer.rows import Coverage, OneWay
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec, server_ports
 from analyzer.store import read_inputs
+from analyzer.verdict import COLUMNS as VERDICT_COLUMNS
 from analyzer.verdict import judge
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class Analysis:
 
     `flows`: the judged flow table (:data:`analyzer.flows.COLUMNS` and :data:`analyzer.verdict.COLUMNS`).
     `coverage`: a ledger for each source. `sockets`: what nodes listen on, where that is known. `doubtful`:
-    of an inferred cluster, the private addresses outside of it (:func:`analyzer.infer.doubtful`).
+    of an inferred cluster, the private addresses outside of it (:func:`analyzer.infer.doubtful`). Raises
+    CaptureError where `flows` lacks a column.
     """
 
     flows: pd.DataFrame
@@ -50,6 +53,11 @@ class Analysis:
     coverage: tuple[Coverage, ...] = field(default_factory=tuple)
     sockets: tuple[Listening, ...] = ()
     doubtful: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Takes flows from wherever they come."""
+        flows = given(self.flows, "Analysis()", (*COLUMNS, *VERDICT_COLUMNS), gaps=False)
+        object.__setattr__(self, "flows", flows)
 
     @classmethod
     def of(cls, rows: OneWay, cluster: Cluster, spec: Spec, sockets: Iterable[Listening] = ()) -> Analysis:
@@ -124,10 +132,15 @@ class Analysis:
     @property
     def ledger(self) -> pd.DataFrame:
         """The coverage as a DataFrame, one row for each source; times are UTC."""
-        table = pd.DataFrame([c.__dict__ for c in self.coverage], columns=list(Coverage.__annotations__))
-        for name in ("start", "end"):
-            table[name] = pd.to_datetime(table[name].where(table[name] > 0), unit="ns", utc=True)
-        return table
+        return ledger_of(self.coverage)
+
+
+def ledger_of(coverage: Iterable[Coverage]) -> pd.DataFrame:
+    """See :attr:`Analysis.ledger`."""
+    table = pd.DataFrame([c.__dict__ for c in coverage], columns=list(Coverage.__annotations__))
+    for name in ("start", "end"):
+        table[name] = pd.to_datetime(table[name].where(table[name] > 0), unit="ns", utc=True)
+    return table
 
 
 def analyze(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzer.findings import FlowColumns, members
-from analyzer.flows import without_gaps
+from analyzer.given import without_gaps
 from analyzer.listeners import remark
 from analyzer.spec import LAST_PORT, PORTED, PROTOCOLS, Rule, Spec
 

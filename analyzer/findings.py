@@ -20,6 +20,7 @@ import pandas as pd
 
 from analyzer._witness import capture_ends, capturing_node
 from analyzer.facts import parse_drops
+from analyzer.given import given
 from analyzer.spec import PROTOCOLS, ROLE_BITS, Spec
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ COLUMNS = {
     "advice": "what it probably means and what to do",
 }
 SEVERITIES = ("critical", "high", "medium", "low", "info")
+#: of a judged flow table, what findings rest on
+NEEDED = (
+    *("source", "witnesses", "client", "client_port", "server", "server_port", "protocol", "tunnel"),
+    *("start", "end", "packets_out", "packets_in", "bytes_out", "bytes_in", "outcome", "first_frame"),
+    *("process", "pid", "pod", "drops", "client_node", "server_node", "client_role", "server_role"),
+    *("scope", "rule", "verdict"),
+)
 
 #: kind → (title, what it probably means and what to do)
 KINDS = {
@@ -327,7 +335,9 @@ def find(
     :func:`analyzer.listeners.remark` returns. Where `judged` is what :mod:`analyzer.telling` keeps of more
     flows, `excess` is :func:`one_way_excess` and `strange` :func:`strangers` of those. Returns a DataFrame
     with :data:`COLUMNS`; `outcomes` holds dicts, `evidence` lists of dicts with `source` and `first_frame`.
+    Raises CaptureError where a column lacks.
     """
+    judged = given(judged, "find()", NEEDED)
     return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess, strange), spec)
 
 
@@ -342,6 +352,7 @@ def members(
 
     Arguments are those of :func:`find`. Positions are intp arrays, as long as the finding's `flows` says.
     """
+    judged = given(judged, "members()", NEEDED)
     _, drafts = _drafts(judged, cluster, spec, coverage, remarks)
     return {_id(draft): draft.rows for draft in drafts}
 
@@ -355,7 +366,7 @@ def _drafts(
     excess: Counter[str] | None = None,
     strange: int | None = None,
 ) -> tuple[FlowColumns, list[_Draft]]:
-    flows = FlowColumns(judged)
+    flows = FlowColumns(judged, folded=excess is not None)
     scans, seen = _scans(flows, relevant(flows))
     known = one_way_excess(judged) if excess is None else excess
     deaf = deaf_sources(known, {ledger.source for ledger in coverage})
@@ -409,11 +420,12 @@ class FlowColumns:
     """A judged flow table by column, for some of its rows at a time.
 
     Columns are those of the table, and `from`, `to` (node, or address where it is none) and `port` (for ICMP
-    the type). Missing texts are empty.
+    the type). Missing texts are empty. `folded`: it is what :mod:`analyzer.telling` keeps, whose rows may
+    stand for several flows; a column of the same name in another table says nothing of the kind.
     """
 
-    def __init__(self, judged: pd.DataFrame) -> None:
-        self.judged = judged
+    def __init__(self, judged: pd.DataFrame, *, folded: bool = False) -> None:
+        self.judged, self.folded = judged, folded
         self._names: dict[str, npt.NDArray[Any]] = {}
         self._ends: dict[str, npt.NDArray[np.int64]] = {}
 
@@ -436,7 +448,7 @@ class FlowColumns:
 
     def weights(self, rows: Rows) -> npt.NDArray[np.int64]:
         """How many flows each row stands for: one, but in what :mod:`analyzer.telling` has added up."""
-        if "flows" not in self.judged:
+        if not self.folded:
             return np.ones(len(rows), np.int64)
         return self.number("flows", rows).astype(np.int64)
 
@@ -444,7 +456,7 @@ class FlowColumns:
         """1 for the first row of each 5-tuple, 0 for those in which it goes on, an interval each; or how many
         such first rows each stands for.
         """
-        if "attempts" in self.judged:
+        if self.folded:
             return self.number("attempts", rows).astype(np.int64)
         first = np.zeros(len(rows), np.int64)
         first[np.unique(self.numbers(rows, *_FIVE_TUPLE), return_index=True)[1]] = 1

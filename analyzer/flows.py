@@ -29,6 +29,7 @@ from analyzer.columns import (
     parse_address,
 )
 from analyzer.facts import DROP, OWNER, Facts, merge_facts, parse_drops
+from analyzer.given import given, without_gaps
 from analyzer.rows import (
     EVENT_CARRIER,
     EVENT_SYN,
@@ -119,10 +120,10 @@ def unpair(table: pd.DataFrame, coverage: Sequence[Coverage] = (), interval: int
 
     What :func:`pair` found out stays known: a client by its SYN keeps an opening, one by a listener makes
     the listener known; processes, pods and drops become facts again. Other witnesses than the fullest keep
-    their names, with no counts. Raises KeyError where a column of :data:`COLUMNS` is missing, ValueError
+    their names, with no counts. Raises CaptureError where a column of :data:`COLUMNS` is missing, ValueError
     where `drops` is not as :func:`pair` writes it.
     """
-    table = without_gaps(table, _TEXTS)
+    table = without_gaps(given(table, "unpair()", tuple(COLUMNS)), _TEXTS)
     observers = tuple(Observer(name) for name in _witness_names(table))
     number = {observer.source: i for i, observer in enumerate(observers)}
     out, back = (_direction_rows(table, side, number, interval) for side in ("out", "in"))
@@ -135,15 +136,6 @@ def unpair(table: pd.DataFrame, coverage: Sequence[Coverage] = (), interval: int
         listeners=_known_listeners(table),
         facts=_facts(table, out, number),
     )
-
-
-def without_gaps(table: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
-    """The table with empty texts where columns of texts have missing ones: pandas makes NaN of a CSV file's
-    empty cells.
-    """
-    missing = [name for name in names if table[name].isna().any()]
-    texts = {name: table[name].astype(object).where(table[name].notna(), "") for name in missing}
-    return table.assign(**texts) if texts else table
 
 
 _TEXTS = ("source", "witnesses", "tunnel", "outer_client", "outer_server")  # of which some may be empty

@@ -20,6 +20,7 @@ from analyzer._yaml import dump_yaml
 from analyzer.cluster import SPECIAL, Cluster, Node
 from analyzer.errors import ClusterError
 from analyzer.flows import CARRIER_PORTS, PROTOCOL_NUMBERS, pair
+from analyzer.given import given
 from analyzer.rows import ENDINGS, OneWay
 
 if TYPE_CHECKING:
@@ -143,9 +144,15 @@ class Inferred:
 
 def infer(*flows: pd.DataFrame | OneWay) -> Inferred:
     """Nodes, roles, tunnel ends and pod ranges out of a flow table (:data:`analyzer.flows.COLUMNS`) or of
-    one-way rows, which are paired first; several are runs of one cluster, at different times.
+    one-way rows, which are paired first; several are runs of one cluster, at different times. Raises
+    CaptureError where a column lacks.
     """
-    tables = [pair(of.settled(), _SERVER_PORT_PAIRS) if isinstance(of, OneWay) else of for of in flows]
+    tables = [
+        pair(of.settled(), _SERVER_PORT_PAIRS)
+        if isinstance(of, OneWay)
+        else given(of, "infer()", _NEEDED, gaps=False)
+        for of in flows
+    ]
     table = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
     inner = _inner(table)
     plain = _plain(table, inner)
@@ -232,8 +239,10 @@ def doubtful(judged: pd.DataFrame, cluster: Cluster) -> tuple[str, ...]:
     """The private addresses that talk to nodes and are none, nor pods or services, in their order.
 
     `judged`: what :func:`analyzer.verdict.judge` returns. Where the cluster was inferred each may be a node
-    that the flows did not show.
+    that the flows did not show. Raises CaptureError where a column lacks.
     """
+    needed = ("client", "server", "client_node", "server_node", "scope")
+    judged = given(judged, "doubtful()", needed, gaps=False)
     outside = judged[judged["scope"] == "external"]
     ends = {
         text
@@ -265,6 +274,10 @@ def doubted(findings: pd.DataFrame, addresses: Collection[str]) -> pd.DataFrame:
 
 _BY = ("client", "server", "shows", "same_port", "outcome", "direction_by", "protocol", "witnesses")
 _INNER = ("client", "server", "outer_client", "outer_server")
+_NEEDED = (
+    *_INNER,
+    *("client_port", "server_port", "protocol", "tunnel", "outcome", "direction_by", "witnesses"),
+)
 
 
 def _inner(table: pd.DataFrame) -> pd.DataFrame:

@@ -34,6 +34,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analyzer.errors import CaptureError
+from analyzer.given import given
 from analyzer.spec import ROLE_BITS, role_mask
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def matrix(
     if by not in _DIMENSIONS:
         raise ValueError(f"by={by!r}: one of {', '.join(_DIMENSIONS)}")
     dimensions = _DIMENSIONS[by]
-    _check_columns(judged, (*_NEEDED, *dimensions))
+    judged = given(judged, "matrix()", (*_NEEDED, *dimensions))
     rows = _inter_node(judged)
     texts = [_TextColumn(judged[name], rows) for name in dimensions]
     axes = _axes(by, texts, spec, cluster)
@@ -127,15 +128,6 @@ def matrix(
 def totals(table: pd.DataFrame) -> pd.Series[int]:
     """Sum of every count column of a matrix: uint64, index as the columns."""
     return table[[name for name in table.columns if name != "foreseen"]].sum().astype(np.uint64)
-
-
-def _check_columns(judged: pd.DataFrame, needed: Iterable[str]) -> None:
-    missing = [name for name in needed if name not in judged.columns]
-    if missing:
-        raise CaptureError(
-            f"the flow table has no column {', '.join(missing)}",
-            next_step="judge the flows before asking for a matrix",
-        )
 
 
 def _inter_node(judged: pd.DataFrame) -> _Ints | slice:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyzer import pairs
-from analyzer.analysis import Analysis
+from analyzer.analysis import ledger_of
 from analyzer.diagnosis import COLUMNS as DIAGNOSIS_COLUMNS
 from analyzer.errors import CaptureError
 from analyzer.findings import find, one_way_excess, strangers
@@ -213,7 +213,7 @@ class Overview:
     @property
     def ledger(self) -> pd.DataFrame:
         """The coverage as a DataFrame, one row for each source; times are UTC."""
-        return Analysis(pd.DataFrame(), self.cluster, self.spec, self.coverage).ledger
+        return ledger_of(self.coverage)
 
     def plot(self, by: By = "role", measure: Measure = "flows", ax: Axes | None = None) -> Any:
         """See :meth:`analyzer.Analysis.plot`."""

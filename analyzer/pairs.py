@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analyzer.findings import MANY, MANY_CLIENTS, SCAN_PORTS
-from analyzer.flows import without_gaps
+from analyzer.given import given, without_gaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,6 +42,10 @@ ICMP = ("icmp", "icmpv6")
 EPHEMERAL = 32768
 """The first port that Linux gives to clients (net.ipv4.ip_local_port_range)."""
 
+_NEEDED = (
+    *("client", "client_port", "server", "server_port", "protocol", "packets_out", "packets_in"),
+    *("bytes_out", "bytes_in", "direction_by", "client_node", "server_node", "scope", "rule", "verdict"),
+)
 _SUMS = {"flows": "sum", "packets": "sum", "bytes": "sum"}
 _FIRSTS = {"scope": "first", "rule": "first", "verdict": "first"}
 
@@ -50,8 +54,9 @@ def pairs(judged: pd.DataFrame) -> pd.DataFrame:
     """Judged flows (:func:`analyzer.verdict.judge`) to one row for each pair and port.
 
     Returns a DataFrame with :data:`COLUMNS`; `port` int64, counts uint64, the others text; ordered by
-    :data:`KEY`, which is unique.
+    :data:`KEY`, which is unique. Raises CaptureError where a column lacks.
     """
+    judged = given(judged, "pairs()", _NEEDED)
     return finished(of_part(judged))
 
 

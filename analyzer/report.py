@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyzer.errors import CaptureError
+from analyzer.given import given
 from analyzer.verdict import SCOPES, VERDICTS
 from analyzer.version import analyzer_version
 
@@ -105,12 +106,18 @@ def summary(analysis: Told) -> dict[str, Any]:
 
 
 def sums(flows: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
-    """Flows, packets and bytes of judged flows, by verdict and by scope."""
+    """Flows, packets and bytes of judged flows, by verdict and by scope. Raises CaptureError where a column
+    lacks.
+    """
+    measures = ("packets_out", "packets_in", "bytes_out", "bytes_in")
+    flows = given(flows, "sums()", ("verdict", "scope", *measures))
     return {"verdicts": _sums(flows, "verdict", VERDICTS), "scopes": _sums(flows, "scope", SCOPES)}
 
 
 def _sums(flows: pd.DataFrame, by: str, names: tuple[str, ...]) -> dict[str, dict[str, int]]:
-    codes = pd.Categorical(flows[by].array, categories=names).codes
+    values = pd.Categorical(flows[by].array)
+    place = pd.Index(names).get_indexer(values.categories)
+    codes = np.append(place, -1)[values.codes]  # the last one is what a missing one finds
     if (codes < 0).any():
         raise CaptureError(
             f"the flow table holds flows with no known {by}", next_step="judge the flows again"

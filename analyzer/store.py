@@ -600,7 +600,7 @@ def _read_parquet(path: Path) -> FlowFile:
     with _opened(path) as (file, notes):
         if notes.get("kind") == _ROWS:
             raise ValueError("it is a part of a live capture; `rke2-flows flows` makes a flow table of parts")
-        return FlowFile(file.read().to_pandas(), _ledgers(notes), _interval(notes))
+        return FlowFile(file.read().to_pandas(ignore_metadata=True), _ledgers(notes), _interval(notes))
 
 
 def _read_part(source: Path | IO[bytes], choice: Choice = ALL) -> tuple[OneWay, tuple[Window, ...]] | None:
@@ -683,10 +683,15 @@ def write_flows(
     `coverage` and `interval` (ns) are those of the one-way rows that the table was made of; Parquet keeps
     them. Read back without the interval, what a flow did in several intervals is one row.
 
-    Raises CaptureError for another suffix, or where the place cannot be written.
+    Raises CaptureError for another suffix, where a column of :data:`analyzer.flows.COLUMNS` lacks, or where
+    the place cannot be written.
     """
     from analyzer import _tables  # noqa: PLC0415  see read_flow_file
+    from analyzer.columns import COLUMNS  # noqa: PLC0415
+    from analyzer.given import given  # noqa: PLC0415
 
+    table = given(table, "write_flows()", tuple(COLUMNS))
+    table = table[[*COLUMNS, *(name for name in table.columns if name not in COLUMNS)]]
     if str(path) == "-":
         _tables.to_csv(table, sys.stdout)
         return

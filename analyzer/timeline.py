@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analyzer.given import given
 from analyzer.matrices import FAILED_OUTCOMES, KINDS
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ class Timeline:
 
 
 def timeline(judged: pd.DataFrame, bins: int = MAX_BINS) -> Timeline:
-    """The judged flow table to at most ``bins`` bins of equal width, over the time of all its flows."""
+    """The judged flow table to at most ``bins`` bins of equal width, over the time of all its flows.
+
+    Raises CaptureError where a column lacks.
+    """
+    judged = given(judged, "timeline()", ("start", "scope", "verdict", "outcome"))
     times = _ns(judged["start"][judged["start"].notna()])
     between = judged[(judged["scope"] == "inter-node").to_numpy()]
     untimed = int(between["start"].isna().sum())

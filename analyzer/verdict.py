@@ -16,6 +16,7 @@ import pandas as pd
 
 from analyzer.cluster import KINDS, Cluster
 from analyzer.flows import CARRIER_PORTS
+from analyzer.given import given
 from analyzer.spec import PROTOCOLS, ROLE_BITS, CompiledSpec, Spec
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ COLUMNS = {
 SCOPES = ("inter-node", "intra-node", "external", "overlay", "other")
 VERDICTS = ("allowed", "wrong-pair", "wrong-protocol", "unlisted", "not-judged")
 
+#: of the flow table, what verdicts rest on
+_NEEDED = ("client", "client_port", "server", "server_port", "protocol", "tunnel", "packets_in", "outcome")
 _MEMBERS = ("node", "virtual-ip")
 _INSIDE = ("pod", "service")
 _NO_PLACE = ("multicast", "link-local", "loopback", "unspecified")
@@ -67,12 +70,14 @@ def judge(
 ) -> pd.DataFrame:
     """The flow table with the verdict columns added; rows and their order stay.
 
-    `flows` has the columns of :data:`analyzer.flows.COLUMNS`. Inner flows of tunnels, and flows of addresses
+    `flows` has the columns of :data:`analyzer.flows.COLUMNS`; raises CaptureError where it lacks one that
+    verdicts rest on. Inner flows of tunnels, and flows of addresses
     in the pod or service ranges, are `overlay`. Only `inter-node` flows get a verdict; `rule` is also set
     for `external` ones, where a node serves. The outcome of a tunnel's carrier is judged again by node pair,
     since nodes may have several addresses: where `flows` are a part of a whole, `carriers` are
     :func:`silent_carriers` of all parts together, and each part is judged as in the whole.
     """
+    flows = given(flows, "judge()", _NEEDED)
     client, server = (_Side.of(flows[name], cluster) for name in ("client", "server"))
     scope = _scopes(flows, client, server)
     rule, verdict = _verdicts(flows, client, server, scope, spec)
@@ -220,6 +225,7 @@ def silent_carriers(flows: pd.DataFrame, cluster: Cluster) -> pd.DataFrame:
     Returns `client_node`, `server_node` (text) and `server_port` (int64). Those of parts of a flow table,
     one after another, serve for those of the whole.
     """
+    flows = given(flows, "silent_carriers()", _NEEDED)
     client, server = (_Side.of(flows[name], cluster) for name in ("client", "server"))
     rows = _carriers(flows, _scopes(flows, client, server))
     return _known(flows, cluster, client, server, rows)

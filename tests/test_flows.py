@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packets import ACK, FIN, RST, SCTP, SYN, TCP, UDP, gre, ipv4, sctp
 
+from analyzer.errors import CaptureError
 from analyzer.flows import CARRIER_PORTS, COLUMNS, format_address, pair, parse_address, unpair
 from analyzer.rows import Endpoint, OneWay, merge
 
@@ -518,7 +519,7 @@ def test_a_learned_listener_is_remembered() -> None:
 
 
 def test_unpairing_asks_for_its_columns() -> None:
-    with pytest.raises(KeyError, match="witnesses"):
+    with pytest.raises(CaptureError, match=r"unpair\(\): .* no column witnesses"):
         unpair(flows_of(fr.talk(A, S)).drop(columns="witnesses"))
 
 
