@@ -107,6 +107,7 @@ def render(analysis: Analysis, doc: Mapping[str, Any] | None = None, gate: Gate 
         chosen=not_chosen(result) > 0,
         line=_lanes(line),
         findings=views,
+        shown={finding["id"] for finding in kept},
         left_out=len(result["findings"]) - len(kept),
         apart=_apart(gate),
         doubt=f"{doubt(analysis.doubtful)}." if analysis.doubtful else "",

@@ -514,6 +514,72 @@ def test_a_link_opens_its_finding(shown: Shown) -> None:
     shown.quiet()
 
 
+# ---- causes ----
+
+READ_CAUSES = """[...document.querySelectorAll('.cause')].map((c) => ({
+  confidence: c.querySelector('summary .severity').textContent,
+  name: c.querySelector('summary .kind').textContent,
+  cause: c.querySelector('summary .title').textContent,
+  next_step: c.querySelector('.why p').textContent,
+  facts: [...c.querySelectorAll('dd')].map((d) => d.textContent),
+  links: [...c.querySelectorAll('a')].map((a) => a.hash.slice(1))}))"""
+
+
+def test_causes_are_told_as_in_the_document_and_lead_to_their_findings(
+    running: chromium.Browser, tmp_path: Path
+) -> None:
+    it = Shown(running, recorded("blocked"), tmp_path)
+    causes = it.tab.evaluate(READ_CAUSES)
+    assert len(causes) == len(it.doc["diagnoses"]) == 2
+    for told, cause in zip(causes, it.doc["diagnoses"], strict=True):
+        assert (told["name"], told["confidence"]) == (cause["name"], cause["confidence"])
+        for name in ("cause", "next_step"):
+            assert told[name] == cause[name].replace("`", "")
+        places = ", ".join(f"{place['source']} frame {place['first_frame']}" for place in cause["evidence"])
+        assert told["facts"] == [
+            *(", ".join(cause[name]) for name in ("nodes", "findings")),
+            *(places, cause["issue"]),
+        ]
+        assert told["links"] == cause["findings"]
+    it.tab.click(".cause:last-child a")
+    assert it.tab.evaluate(f"document.getElementById('{causes[-1]['links'][0]}').open")
+    for width in (1200, 400):
+        it.tab.resize(width, 900)
+        assert it.tab.evaluate("document.documentElement.scrollWidth") <= width
+    it.quiet()
+
+
+def test_a_cause_leads_to_no_finding_that_the_page_has_not() -> None:
+    analysis = recorded("blocked")
+    doc = document(analysis)
+    first = doc["diagnoses"][0]["findings"][0]
+    gate = decide(analysis.findings, TODAY, accepted=[Acceptance(first, "meant", "J.", TODAY)])
+    html = render(analysis, doc, gate)
+    assert f'href="#{first}"' in render(analysis, doc)
+    assert f'href="#{first}"' not in html
+    assert f'<span class="id">{first}</span>' in html
+
+
+def test_where_no_cause_is_known_the_page_has_no_place_for_one() -> None:
+    analysis = recorded("baseline")
+    assert document(analysis)["diagnoses"] == []
+    assert "causes-title" not in render(analysis)
+
+
+@pytest.mark.parametrize("sign", HOSTILE)
+def test_no_text_of_a_cause_changes_the_page(sign: str) -> None:
+    analysis = recorded("blocked")
+    doc = document(analysis)
+    plain = _Reader(render(analysis, doc)).tags
+    for cause in doc["diagnoses"]:
+        cause.update(dict.fromkeys(("name", "cause", "confidence", "issue", "next_step"), sign))
+        cause.update({name: [sign] * len(cause[name]) for name in ("nodes", "findings")})
+        cause["evidence"] = [{"source": sign, "first_frame": 1}] * len(cause["evidence"])
+    tags = _Reader(render(analysis, doc)).tags
+    links = sum(len(cause["findings"]) for cause in doc["diagnoses"])
+    assert tags - Counter(code=tags["code"], span=links) == plain - Counter(code=plain["code"], a=links)
+
+
 # ---- keys ----
 
 

@@ -243,7 +243,7 @@
   };
   const openAddressed = () => open(decodeURIComponent(location.hash.slice(1)));
   window.addEventListener("hashchange", openAddressed);
-  all(".gravest a").forEach((link) => link.addEventListener("click", () => open(link.hash.slice(1))));
+  all(".gravest a, .cause a").forEach((link) => link.addEventListener("click", () => open(link.hash.slice(1))));
   if (location.hash) openAddressed();
 
   const THEMES = { "": ["dark", "Theme: as the system"], dark: ["light", "Theme: dark"], light: ["", "Theme: light"] };
