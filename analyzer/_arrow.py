@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,13 +35,15 @@ _FOR_PANDAS = {
 }
 
 
-def write_columns(flows: FlowColumns, path: Path, metadata: dict[bytes, bytes], threads: int = 1) -> None:
+def write_columns(
+    flows: FlowColumns, place: Path | IO[bytes], metadata: dict[bytes, bytes], threads: int = 1
+) -> None:
     """Writes all flows to a Parquet file, :data:`ROW_GROUP` of them at a time; with several threads the next
     ones are made while those before them are written.
     """
     schema = batch_of(flows.between(0, 0)).schema
     schema = schema.with_metadata({b"pandas": json.dumps(_FOR_PANDAS).encode(), **metadata})
-    with pq.ParquetWriter(path, schema, **how_written(schema)) as writer:
+    with pq.ParquetWriter(place, schema, **how_written(schema)) as writer:
         for batch in _batches(flows) if threads == 1 else _ahead(_batches(flows)):
             writer.write_batch(batch)
 

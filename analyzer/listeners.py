@@ -27,6 +27,7 @@ from analyzer.capture import who
 from analyzer.columns import PROTOCOL_NUMBERS
 from analyzer.errors import CaptureError, ClusterError
 from analyzer.findings import Remark, deaf_sources, one_way_excess, remarked
+from analyzer.rows import as_text
 from analyzer.spec import ROLE_BITS, Rule, Spec, role_mask
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def listening_here(node: str = "") -> Listening:
         for one in who.open_sockets()
     }
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")  # noqa: UP017 a plain name for UTC
-    return Listening(node or socket.gethostname(), tuple(sorted(sockets)), now)
+    return Listening(node or as_text(socket.gethostname()), tuple(sorted(sockets)), now)
 
 
 def _bound_to(one: who.Open) -> str:

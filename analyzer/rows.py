@@ -115,6 +115,13 @@ def _layout_of(struct: str, dtype: np.dtype[np.void]) -> dict[str, int]:
 check_layout(_reader.layout())
 
 
+def as_text(name: str) -> str:
+    """A name as text: raw bytes, which Linux allows in names, are half characters in Python, and no table and
+    no document can hold these. Their escapes stand in their place, so that two names stay two.
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 class Observer(NamedTuple):
     """Who counted a row: a capture file, or the node of a live capture; and within it the interface where it
     names several.

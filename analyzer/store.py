@@ -41,7 +41,7 @@ from analyzer.choice import (
     with_unread,
 )
 from analyzer.errors import CaptureError
-from analyzer.rows import Coverage, Folding, Observer, OneWay, alike, merge
+from analyzer.rows import Coverage, Folding, Observer, OneWay, alike, as_text, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -137,11 +137,12 @@ def place_of(path: str) -> tuple[str, Window] | None:
     date, node, *stamps = found.groups()
     try:
         start, end = (_time_of(stamp) for stamp in stamps)
+        named = as_text(urllib.parse.unquote(node, errors="surrogatepass"))
     except ValueError:
         return None
     if date.replace("-", "") != stamps[0][:8]:
         return None
-    return urllib.parse.unquote(node, errors="surrogatepass"), (start, end + 10**6 - 1)
+    return named, (start, end + 10**6 - 1)
 
 
 def _time_of(stamp: str) -> int:
@@ -539,7 +540,7 @@ def notes_in(source: Path | IO[bytes], where: str) -> Notes | None:
         if notes.get("kind") != _ROWS:
             return None
         coverage = _ledgers(notes)
-        sources = frozenset(_text(source) for source, *_ in notes["observers"])
+        sources = frozenset(as_text(_text(source)) for source, *_ in notes["observers"])
         return Notes(sources, coverage, _interval(notes), _windows(notes, coverage), file.metadata.num_rows)
 
 
@@ -610,7 +611,7 @@ def _read_part(source: Path | IO[bytes], choice: Choice = ALL) -> tuple[OneWay, 
     with _opened(source) as (file, notes):
         if notes.get("kind") != _ROWS:
             return None
-        observers = tuple(Observer(*(_text(name) for name in names)) for names in notes["observers"])
+        observers = tuple(Observer(*(as_text(_text(name)) for name in names)) for names in notes["observers"])
         coverage, interval = _ledgers(notes), _interval(notes)
         groups = _parts.groups_of(file.metadata, choice, interval)
         table = file.read_row_groups(groups, use_threads=False)
@@ -624,11 +625,24 @@ def _opened(source: Path | IO[bytes]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A Parquet file, and what it says of itself: nothing where others wrote it."""
     import pyarrow.parquet as pq  # noqa: PLC0415  a third of a second, and only for Parquet
 
-    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+    with (
+        _for_arrow(source, "rb") as place,
+        pq.ParquetFile(place, page_checksum_verification=True) as file,
+    ):
         notes: dict[str, Any] = json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
         if notes.get("schema", SCHEMA) > SCHEMA:
             raise ValueError(f"it has schema {notes['schema']}, this version reads up to {SCHEMA}")
         yield file, notes
+
+
+@contextmanager
+def _for_arrow(source: Path | IO[bytes], mode: str) -> Iterator[Path | IO[bytes]]:
+    """A file of which Arrow need not know the name, where that is raw bytes: it knows texts alone."""
+    if isinstance(source, Path) and as_text(str(source)) != str(source):
+        with source.open(mode) as stream:
+            yield stream
+    else:
+        yield source
 
 
 def _text(value: object) -> str:
@@ -663,7 +677,7 @@ def _ledger(fields: dict[str, str | int]) -> Coverage:
     ]
     if not set(texts) <= {"source", "damage", "missing"} or len(texts) + len(numbers) != len(fields):
         raise ValueError("its coverage ledger holds what is no count")
-    return Coverage(**fields)  # type: ignore[arg-type]
+    return Coverage(**{**fields, **{name: as_text(str(fields[name])) for name in texts}})  # type: ignore[arg-type]
 
 
 #: what a flow table is written as
@@ -727,8 +741,8 @@ def write_columns(
         return
     from analyzer import _arrow  # noqa: PLC0415  see _opened
 
-    with replacing(path) as beside:
-        _arrow.write_columns(flows, beside, _flow_notes(coverage, interval), threads or os.cpu_count() or 1)
+    with replacing(path) as beside, _for_arrow(beside, "wb") as place:
+        _arrow.write_columns(flows, place, _flow_notes(coverage, interval), threads or os.cpu_count() or 1)
 
 
 def _suffix(path: str | Path) -> str:
@@ -823,16 +837,17 @@ def _write_part(one_way: OneWay, path: Path, more: Mapping[str, object]) -> None
         **more,
     }
     table = _parts.to_arrow(one_way)
-    pq.write_table(
-        table.replace_schema_metadata({METADATA_KEY: json.dumps(notes).encode()}),
-        path,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=_parts.DICTIONARY,
-        row_group_size=GROUP_ROWS,
-        write_statistics=["record", *BOUNDED],
-        write_page_checksum=True,
-    )
+    with _for_arrow(path, "wb") as place:
+        pq.write_table(
+            table.replace_schema_metadata({METADATA_KEY: json.dumps(notes).encode()}),
+            place,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=_parts.DICTIONARY,
+            row_group_size=GROUP_ROWS,
+            write_statistics=["record", *BOUNDED],
+            write_page_checksum=True,
+        )
 
 
 @contextmanager
@@ -891,4 +906,5 @@ def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[bytes, bytes]
 
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **metadata})
-    pq.write_table(arrow, path, **_arrow.how_written(arrow.schema))
+    with _for_arrow(path, "wb") as place:
+        pq.write_table(arrow, place, **_arrow.how_written(arrow.schema))

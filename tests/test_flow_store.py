@@ -5,6 +5,8 @@ readers are the product's own.
 from __future__ import annotations
 
 import fcntl
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 from nodes import plain_facts, with_facts
 from typer.testing import CliRunner
 
-from analyzer import flow_store, store
+from analyzer import cli, flow_store, store
 from analyzer.analysis import Analysis
 from analyzer.choice import EVER, Choice
 from analyzer.cluster import load_cluster
@@ -31,9 +33,9 @@ from analyzer.commands.store import app
 from analyzer.errors import CaptureError
 from analyzer.flow_store import LOCK, Rules, compact, encoded, gaps, prune, stored
 from analyzer.flows import pair
-from analyzer.rows import Coverage, Observer, OneWay, coarser, merge
+from analyzer.rows import Coverage, Observer, OneWay, as_text, coarser, merge
 from analyzer.spec import load_spec
-from analyzer.store import content_id, expand, read_inputs, replaced, write_flows, write_rows
+from analyzer.store import content_id, expand, place_of, read_inputs, replaced, write_flows, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,8 +280,43 @@ def test_hostile_names(node: str, tmp_path: Path) -> None:
     same(read_inputs([folder]), before)
     name = batch.path.parent.name.removeprefix("node=")
     if len(name) < 200:
-        assert urllib.parse.unquote(name, errors="surrogatepass") == node
+        assert urllib.parse.unquote(name) == as_text(node)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+RAW = os.fsdecode(b"a\xff")
+
+
+def test_a_node_of_raw_bytes_is_shown_and_read(tmp_path: Path) -> None:
+    """As a part has it that an earlier version wrote; files and folders may have such names too."""
+    folder = fill(tmp_path / "s", 0)
+    write_rows(recorded(TALK, RAW), folder / f"{RAW}-1.parquet")
+    write_rows(recorded(later(TALK, 10 * NS), os.fsdecode(b"a\xfe")), folder / f"{RAW}-2.parquet")
+    commands: tuple[tuple[object, ...], ...] = (
+        ("store", "show", folder),
+        ("store", "prune", folder, "--keep", "1d", "--dry-run"),
+        ("flows", folder),
+        ("flows", folder, "-o", tmp_path / f"{RAW}.parquet"),
+        ("check", folder, "-c", RECORDED / "baseline" / "cluster.yaml", "--json", "-", "--fail-on", "never"),
+        ("store", "compact", folder, "--older-than", "1h"),
+        ("flows", folder, "--since", "2025-01-01"),
+        ("store", "show", folder),
+    )
+    for words in commands:
+        done = CliRunner().invoke(cli.app, [str(word) for word in words])
+        assert (done.exit_code, done.exception) == (0, None), words
+        named = {name.replace("\\\\", "\\") for name in re.findall(r"a\\+udcf[ef]", done.output)}
+        assert named == {r"a\udcfe", r"a\udcff"}, words
+
+
+def test_a_folder_that_is_no_text_has_no_node_by_its_name(tmp_path: Path) -> None:
+    place = "date=2025-01-01/node={}/20250101T000000.000Z-20250101T000100.000Z.parquet"
+    assert place_of(place.format("%ff")) is None
+    assert place_of(place.format("a")) is not None
+    folder = fill(tmp_path / "s", 0)
+    (folder / "date=2025-01-01" / "node=%ff").mkdir(parents=True)
+    write_rows(recorded(TALK), folder / place.format("%ff"))
+    assert CliRunner().invoke(cli.app, ["flows", str(folder), "--since", "2030-01-01"]).exit_code == 1
 
 
 @given(st.text(), st.text())

@@ -72,6 +72,25 @@ def test_what_is_not_given_is_none_and_an_age_may_be_in_days() -> None:
     assert (age("0", "--keep"), age("30d", "--keep")) == (0, 30 * 86400 * 10**9)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("capture", "-o", "x", "--duration", "0s", "--node"),  # which else would run until it is stopped
+        ("listeners", "--node"),
+        ("cluster", "infer", "x", "--name"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("name", ["a\udcff", "a\x1b[2J", "a\n"], ids=["raw bytes", "escape", "line"])
+def test_a_name_that_is_to_be_kept_is_text(name: str, words: tuple[str, ...]) -> None:
+    """No table, no document and no cluster file can hold raw bytes."""
+    done = CliRunner().invoke(app, [*words, name])
+    said = re.sub(r"\W+", " ", done.stderr)
+    assert done.exit_code == 2
+    assert f"Invalid value for {words[-1].removeprefix('--')} a" in said
+    assert "is no name use printable characters only" in said
+
+
 @pytest.mark.parametrize("text", ["", "s", "d", "0s", "-5s", "²s", "0.1ns", "1e3s", "5 s", "9" * 400 + "h"])
 def test_what_is_no_duration_is_said(text: str) -> None:
     """Above all an empty text, which `prune --keep "$DAYS"` has where the variable is not set: no age at all

@@ -31,7 +31,7 @@ from analyzer.capture.pcapng import Writer
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.errors import AnalyzerError, CaptureError, LiveError
 from analyzer.facts import DROP, OWNER, Facts, sum_drops
-from analyzer.rows import Coverage, Endpoint, Observer, OneWay, merge, sum_rows
+from analyzer.rows import Coverage, Endpoint, Observer, OneWay, as_text, merge, sum_rows
 from analyzer.spec import DEFAULT_SPEC, Spec, load_spec
 from analyzer.store import add_rows, flush, writing
 
@@ -208,7 +208,7 @@ class Collector:
         here = {a for addresses in _tc.local_addresses().values() for a in addresses}
         nodes = cluster.nodes if cluster else ()
         found = [node for node in nodes if here & set(node.addresses)]
-        self.node = self.order.node or (found[0].name if found else socket.gethostname())
+        self.node = self.order.node or (found[0].name if found else as_text(socket.gethostname()))
         addresses = {a for node in nodes if node.name == self.node for a in node.addresses}
         self.interfaces = tuple(dict.fromkeys(self.order.interfaces)) or tuple(_tc.uplinks(addresses & here))
         if not self.interfaces:

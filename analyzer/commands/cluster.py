@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from analyzer.commands.judged import rows_of
-from analyzer.commands.options import Inputs, YamlFile, group
+from analyzer.commands.options import Inputs, YamlFile, group, name_of
 from analyzer.commands.output import print_or_write
 
 app = group(help="Cluster files: show, make from kubectl or from flows.")
@@ -51,6 +51,7 @@ def cluster_infer(
     from analyzer import console
     from analyzer.infer import infer, no_node
 
+    called = name_of(name, "--name")
     rows = rows_of(inputs)
     found = infer(rows)
     nothing = None if found.nodes else no_node(found, rows.coverage)
@@ -58,5 +59,5 @@ def cluster_infer(
         nothing and not found.unknown
     ):  # a file with no entry to check is none that anything could be done with
         raise nothing
-    print_or_write(found.to_yaml(name), output)
+    print_or_write(found.to_yaml(called), output)
     console.note(str(nothing or found))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from analyzer.commands.options import JsonFile
+from analyzer.commands.options import JsonFile, name_of
 from analyzer.commands.output import print_or_write
 
 EPILOG = """Examples:
@@ -25,4 +25,4 @@ def listeners(
     """What this node listens on, and which process does, as JSON for `check --listeners`; root sees all."""
     from analyzer.listeners import listening_here
 
-    print_or_write(listening_here(node).to_json(), output)
+    print_or_write(listening_here(name_of(node, "--node")).to_json(), output)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyzer.commands.options import NOTHING, UNABLE, SpecName, nanoseconds
+from analyzer.commands.options import NOTHING, UNABLE, SpecName, name_of, nanoseconds
 
 if TYPE_CHECKING:
     from analyzer.capture.live import Collector
@@ -92,7 +92,7 @@ def capture(
         tuple(interface or ()),
         cluster,
         spec,
-        node,
+        name_of(node, "--node"),
         nanoseconds(interval, "--interval"),
         nanoseconds(duration, "--duration"),
         flows,

@@ -260,6 +260,16 @@ def refused(what: str, option: str) -> typer.BadParameter:
     return typer.BadParameter(what, param_hint=f"'{option}'")
 
 
+def name_of(text: str, option: str) -> str:
+    """A name that is to be kept, as cluster files have it: raw bytes and control characters are none.
+
+    Raises typer.BadParameter that names the option.
+    """
+    if not text.isprintable():
+        raise refused(f"{text!r} is no name: use printable characters only", option)
+    return text
+
+
 def _duration(text: str, option: str, units: Mapping[str, int], examples: str) -> int:
     found = _DURATION.fullmatch(text)
     ns = float(found[1]) * units.get(found[2] or "s", 0) if found else 0

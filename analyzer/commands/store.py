@@ -119,9 +119,11 @@ def _show(rows: Sequence[dict[str, Any]], title: str = "") -> None:
     import pandas as pd
 
     from analyzer import console
+    from analyzer.rows import as_text
 
+    texts = [{key: as_text(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows]
     if rows:
-        console.show(pd.DataFrame(rows), title=title)
+        console.show(pd.DataFrame(texts), title=title)
 
 
 def _done(verb: str, dry_run: bool) -> str:
