@@ -104,7 +104,6 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Analysis]:
     return {name: analyze(out / name, cluster=cluster) for name in FAILURES}
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("scenario", FAILURES)
 def test_a_failure_in_the_lab_has_its_diagnosis_and_no_other(
     scenario: str, failures: dict[str, Analysis]

@@ -478,7 +478,6 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.alone
 def test_lab_findings_name_their_real_content(lab_folder: Path) -> None:
     analysis = analyze(lab_folder, cluster=lab_folder / "cluster.yaml")
     names = ("kind", "client", "server", "port", "id")
