@@ -33,7 +33,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, lines=True, dtype=False)
+    table = pd.read_json(path, lines=True, dtype=False)
+    return table if len(table.columns) else pd.DataFrame(columns=list(COLUMNS))  # of no flows
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -203,7 +203,9 @@ def no_node(inferred: Inferred, coverage: Iterable[Coverage]) -> ClusterError:
         *(f"{count} {_WORDS_OF_ENDINGS.get(name, name)}" for name, count in counts.items() if count),
         *([f"{_count(damaged, 'source')} damaged"] if damaged else ()),
     ]
-    read = f"{_count(frames, 'frame')} in {_count(len(ledgers), 'source')}" if ledgers else "no ledger"
+    read = (
+        f"{_count(frames, 'frame')} in {_count(len(ledgers), 'source')}" if ledgers else "flow tables alone"
+    )
     usual = _NEXT_STEPS[max(counts, key=counts.__getitem__)] if frames or not ledgers else _NO_FRAMES
     return ClusterError(
         f"no node's role shows ({len(inferred.unknown)} may be nodes): {read}{': ' if parts else ''}"

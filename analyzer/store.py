@@ -67,6 +67,7 @@ _PLACE = re.compile(
 _TIMES = ("start", "end")  # of a ledger, ns
 _LATER = ("not_chosen", "parts_not_read", "drops_lost")  # fields of a ledger that not every version has
 GROUP_ROWS = 1 << 16  # rows that are read or left unread together
+_NO_FLOWS = b"\n"  # all that is in a JSON Lines file of none
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 #: what file systems say that have no second name for a file: FAT, some of networks
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -458,6 +459,8 @@ def kind_of(path: Path) -> str:
         "jsonl": (b'{"source":',),
         "capture": (*MAGICS, *NOT_UNPACKED),
     }
+    if head == _NO_FLOWS:
+        return "jsonl"
     return next((kind for kind, magics in starts.items() if head.startswith(magics)), "")
 
 

@@ -511,7 +511,7 @@ def test_where_no_node_shows_it_is_said_what_was_seen(name: str) -> None:
 
 def test_where_no_node_shows_in_a_flow_table_its_ledger_is_missed() -> None:
     said = str(no_node(infer(fr.table([fr.flow(OUT, A1, 443)])), ()))
-    assert said.endswith(": no ledger (write a cluster file, or capture for longer on more nodes)")
+    assert said.endswith(": flow tables alone (write a cluster file, or capture for longer on more nodes)")
 
 
 @given(

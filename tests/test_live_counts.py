@@ -419,7 +419,7 @@ def test_check_calls_it_a_blind_spot(crowd: Crowd) -> None:
 
 # ---- what it costs ----
 
-LIMITS = {"plain": 250.0, "vxlan": 400.0}  # ns a frame
+LIMITS = {"plain": 400.0, "vxlan": 640.0}  # ns a frame; what it is in a quiet hour, docs/benchmarks.md has
 LEAST_RATE, MOST_CPU = 100_000, 0.02
 
 

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import steps_on_disk
 from frames import EPOCH, NS, Frame, Interface, same_table, traffic
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes import drop, owner, plain_facts, with_facts
 
@@ -83,7 +83,6 @@ def test_what_is_written_is_read(suffix: str, frames: list[Frame], kind: str, tm
     path = tmp_path_factory.mktemp("round") / f"flows{suffix}"
     one_way = fr.read(fr.FILES[kind](frames)).settled()
     table = pair(one_way)
-    assume(len(table) or suffix != ".jsonl")
     write_flows(table, path, one_way.coverage)
     back = read_flow_file(path).table
     same_table(back, table)
@@ -103,10 +102,6 @@ def test_flows_without_a_time(suffix: str, tmp_path: Path) -> None:
 def test_no_flows(suffix: str, tmp_path: Path) -> None:
     table = pair(fr.read(fr.pcap([Frame(fr.arp())])))
     write_flows(table, tmp_path / f"x{suffix}")
-    if suffix == ".jsonl":  # no line, and so nothing that would say what it is
-        with pytest.raises(CaptureError, match="is not a flow file"):
-            read_flow_file(tmp_path / "x.jsonl")
-        return
     back = read_flow_file(tmp_path / f"x{suffix}").table
     assert (len(back), set(back)) == (0, set(COLUMNS))
     assert pair(read_flows(tmp_path / f"x{suffix}")).empty
