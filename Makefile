@@ -23,17 +23,21 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo live test together lint docs captures lab bench clean
 .DELETE_ON_ERROR:
 
+BUILT_OF := pyproject.toml constraints.txt deploy/packages.sh $(wildcard analyzer/*.c analyzer/*.h analyzer/capture/*.c analyzer/capture/*.h bpf/*.h)
+
 # --system-site-packages: BCC comes from the distribution, not from a package index
-.stamps/demo: pyproject.toml constraints.txt deploy/packages.sh $(wildcard analyzer/*.c analyzer/*.h analyzer/capture/*.c analyzer/capture/*.h bpf/*.h)
+.stamps/demo: $(BUILT_OF)
 	deploy/packages.sh demo
 	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
 	$(BIN)/pip install --quiet --editable .
 	mkdir -p $(@D) && touch $@
 
-.stamps/test: .stamps/demo
+# all of the above too, at once: packages are looked for and the C is compiled one time
+.stamps/test: $(BUILT_OF)
 	deploy/packages.sh test
+	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
 	$(BIN)/pip install --quiet --editable '.[test,lint,docs]'
-	mkdir -p $(@D) && touch $@
+	mkdir -p $(@D) && touch .stamps/demo $@
 
 demo: .stamps/demo
 	@for folder in captures/*/; do \

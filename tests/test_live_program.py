@@ -443,7 +443,7 @@ def test_every_rule_is_judged_as_judge_does(live: Live, cluster: Cluster) -> Non
     }
 
 
-@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_first_packet_is_judged_as_judge_does(live: Live, cluster: Cluster, data: st.DataObject) -> None:
     spec = load_spec(data.draw(st.sampled_from(("rke2-canal", "rke2-canal-2025-07-28"))))
