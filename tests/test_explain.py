@@ -332,10 +332,24 @@ def test_an_error_in_between_leaves_no_tshark(tmp_path: Path) -> None:
     assert not children()
 
 
-def children() -> list[str]:
-    """This process's children that are tshark, or dead and not waited for."""
+@pytest.fixture(autouse=True)
+def _earlier() -> None:
+    """Other files' tests, in the same process, may have left what lasts as long as it: multiprocessing's."""
+    _before.clear()
+    _before.update(_children())
+
+
+_before: set[str] = set()
+
+
+def _children() -> list[str]:
     mine = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = [pid for file in mine for pid in file.read_text().split()]
+    return [pid for file in mine for pid in file.read_text().split()]
+
+
+def children() -> list[str]:
+    """This process's children since the test began: tshark, or dead and not waited for."""
+    pids = set(_children()) - _before
     return [name for pid in pids if (name := Path(f"/proc/{pid}/comm").read_text().strip()) != "pytest"]
 
 
