@@ -40,7 +40,7 @@ Table = pd.DataFrame
 def plain(table: Table) -> list[tuple[str, ...]]:
     """As text, a missing one empty."""
     return [
-        tuple("" if value is None or value is pd.NA or value != value else str(value) for value in row)  # noqa: PLR0124
+        tuple("" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value) for value in row)
         for row in table.reset_index(drop=True).itertuples(index=False, name=None)
     ]
 

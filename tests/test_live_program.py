@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import frames as fr
 import numpy as np
 import pytest
-from conftest import RECORDED
+from conftest import RECORDED, require
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packets import ETHERNET, PACKETS, RST, SYN, TCP, UDP, Packet, ether, ipv4, tcp, udp, vxlan
@@ -336,8 +336,7 @@ def drops_to_loopback(live: Live, slot: int = 0) -> Any:
 
 
 def require_drops(live: Live) -> None:
-    if not live.program.has_drops:
-        pytest.skip("this kernel does not say why it drops")
+    require(live.program.has_drops, "this kernel does not say why it drops")
 
 
 @pytest.mark.usefixtures("_one_cpu")
