@@ -20,7 +20,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # tests start hundreds of commands: they are compiled once
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo live test together lint docs captures lab bench clean
+.PHONY: demo live test test-packages test-python together lint docs captures lab bench clean
 .DELETE_ON_ERROR:
 
 BUILT_OF := pyproject.toml constraints.txt deploy/packages.sh $(wildcard analyzer/*.c analyzer/*.h analyzer/capture/*.c analyzer/capture/*.h bpf/*.h)
@@ -32,12 +32,18 @@ BUILT_OF := pyproject.toml constraints.txt deploy/packages.sh $(wildcard analyze
 	$(BIN)/pip install --quiet --editable .
 	mkdir -p $(@D) && touch $@
 
-# all of the above too, at once: packages are looked for and the C is compiled one time
+# what pip builds with comes first; then Debian's packages and Python's do not wait for each other
 .stamps/test: $(BUILT_OF)
-	deploy/packages.sh test
+	deploy/packages.sh demo
 	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/pip install --quiet --editable '.[test,lint,docs]'
+	@$(MAKE) --no-print-directory -j 2 test-packages test-python
 	mkdir -p $(@D) && touch .stamps/demo $@
+
+test-packages:
+	deploy/packages.sh test
+
+test-python:
+	$(BIN)/pip install --quiet --editable '.[test,lint,docs]'
 
 demo: .stamps/demo
 	@for folder in captures/*/; do \
