@@ -72,3 +72,10 @@ class Groups:
         if self._count < len(self._numbers):
             function.at(result, self._numbers, np.ascontiguousarray(values))
         return result
+
+
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of MurmurHash3: each bit of the input changes half of the output's."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(33))

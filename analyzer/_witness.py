@@ -56,7 +56,8 @@ def roles_of(
         _pair.windows(np.ascontiguousarray(rows).view(np.uint8).data, count), observers, coverage
     )
     chain = _chains(observers, windows, nodes)
-    return turn, np.array(chain, np.intp), np.array(_spans(observers, chain, windows), np.uint64)
+    spans = _by_one_clock(_spans(observers, chain, windows), observers, chain, coverage)
+    return turn, np.array(chain, np.intp), np.array(spans, np.uint64)
 
 
 def _watched(
@@ -213,6 +214,20 @@ def _spans(observers: Sequence[Observer], chain: Sequence[int], windows: Sequenc
             whole = reduce(_both, (own[number] for number in together))
             spans |= {number: _both(spans[number], whole) for number in together}
     return [spans[number] for number in chain]
+
+
+def _by_one_clock(
+    spans: Sequence[Window], observers: Sequence[Observer], chain: Sequence[int], coverage: Sequence[Coverage]
+) -> Sequence[Window]:
+    """The spans as the clock of most has them; parts of one capture have one clock."""
+    known = {ledger.source: ledger.clock_offset for ledger in coverage}
+    ahead = dict.fromkeys(chain, 0)
+    for number, observer in zip(chain, observers, strict=True):
+        ahead[number] = max(ahead[number], known.get(observer.source, 0), key=abs)
+    return [
+        span if span == _NO_WINDOW else (max(span[0] - ahead[number], 0), max(span[1] - ahead[number], 0))
+        for number, span in zip(chain, spans, strict=True)
+    ]
 
 
 def _both(one: Window, other: Window) -> Window:

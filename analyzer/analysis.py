@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from analyzer import clocks
 from analyzer.cards import card
 from analyzer.choice import ALL, Choice
 from analyzer.cluster import Cluster, load_cluster
@@ -62,7 +63,7 @@ class Analysis:
     @classmethod
     def of(cls, rows: OneWay, cluster: Cluster, spec: Spec, sockets: Iterable[Listening] = ()) -> Analysis:
         """Pairs and judges one-way rows."""
-        whole = rows.settled()
+        whole = clocks.compared(rows.settled())
         flows = judge(pair(whole, server_ports(spec), nodes=cluster.members), cluster, spec)
         return cls(flows, cluster, spec, whole.coverage, tuple(sockets))
 

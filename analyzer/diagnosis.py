@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analyzer._witness import capturing_node
-from analyzer.findings import FlowColumns
+from analyzer.findings import FlowColumns, off_time
 from analyzer.flows import CARRIER_PORTS
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ def _unanswered_carriers(scene: _Scene) -> Frame:
 
 
 def _watched(scene: _Scene, carriers: Frame) -> npt.NDArray[np.bool_]:
-    """Whether a capture of the other end's node was running while these carriers were sent."""
+    """Whether a capture of the other end's node was running while these carriers were sent, by one clock."""
     windows: dict[str, list[tuple[int, int]]] = {}
     for ledger in scene.coverage:
         node = capturing_node(ledger.source, scene.cluster.members)
@@ -350,7 +350,8 @@ def _watched(scene: _Scene, carriers: Frame) -> npt.NDArray[np.bool_]:
         any(begin <= end.value and start.value <= until for begin, until in windows.get(to, ()))
         for to, start, end in ends
     ]
-    return np.array(running, bool)
+    wrong = carriers[["from", "to"]].isin(off_time(scene.coverage, scene.cluster.members)).any(axis=1)
+    return np.array(running, bool) & ~wrong.to_numpy()
 
 
 def _vxlan_one_way(scene: _Scene) -> Frame:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analyzer import clocks
 from analyzer._witness import capture_ends, capturing_node
 from analyzer.facts import parse_drops
 from analyzer.given import given
@@ -269,6 +270,11 @@ _BLIND_SPOTS = {
 _MISSING_ADVICE = (
     "This node could not observe it; flows and verdicts do not hang on it. `rke2-flows doctor`, run there, "
     "says what to do."
+)
+_CLOCK_ADVICE = (
+    "Times in it do not fit the others': with intervals, as live captures have, what both saw may be counted "
+    "twice, and nothing is said to be lost on its way to or from this node. Set the nodes' clocks by NTP and "
+    "capture again; or shift the file: `editcap -t SECONDS IN OUT`, with a minus sign where it is ahead."
 )
 _DAMAGE_ADVICE = "What comes after it was not read. Copy or record the capture again."
 _DEAF = (
@@ -700,7 +706,7 @@ def watched(
     flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage], nodes: Collection[str]
 ) -> npt.NDArray[np.bool_]:
     """Whether a capture of the server's node was running while a packet of the flow was on its way: one of
-    another time says nothing of it. `nodes`: names of the cluster's members.
+    another time, or by another clock, says nothing of it. `nodes`: names of the cluster's members.
     """
     if "watched" in flows.judged:
         known: npt.NDArray[np.bool_] = flows.number("watched", rows)
@@ -710,11 +716,17 @@ def watched(
     for ledger in coverage:
         if ledger.source in ends:
             windows[capturing_node(ledger.source, nodes)].append((ledger.start, ends[ledger.source]))
+    wrong = off_time(coverage, nodes)
     found = np.zeros(len(flows), bool)
-    for (server,), of in flows.groups(rows, "to"):
-        for window in windows.get(server, ()):
+    for (client, server), of in flows.groups(rows, "from", "to"):
+        for window in () if wrong & {client, server} else windows.get(server, ()):
             found[of] |= _meets(window, flows, of)
     return found[rows]
+
+
+def off_time(coverage: Sequence[Coverage], nodes: Collection[str]) -> set[str]:
+    """Nodes of whose captures one has times that do not fit the others'."""
+    return {capturing_node(ledger.source, nodes) for ledger in coverage if ledger.clock_offset}
 
 
 def _meets(window: tuple[int, int], flows: FlowColumns, of: Rows) -> npt.NDArray[np.bool_]:
@@ -956,6 +968,9 @@ def _ledger_gaps(ledger: Coverage, deaf: set[str]) -> Iterator[tuple[str, int, s
         yield ("medium", 0, *_EMPTY)
     if ledger.source in deaf:
         yield ("medium", ledger.frames, *_DEAF)
+    if ledger.clock_offset:
+        what = f"its clock is {clocks.words(ledger.clock_offset)} the other captures'"
+        yield "medium", 0, what, _CLOCK_ADVICE
     if ledger.missing:
         yield "info", 0, f"not observed: {ledger.missing}", _MISSING_ADVICE
     for name, (severity, what, advice) in _BLIND_SPOTS.items():

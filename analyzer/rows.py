@@ -147,7 +147,8 @@ class Coverage:
     kernel or the capturing program dropped, where the file says so.
     `inner_*`: packets inside tunnels, whose carriers are counted as `flow` all the same. `start`, `end`: ns
     since the epoch, 0 for none. `damage`: what is wrong with the file, and where; empty for a whole one.
-    `overflow`, `inner_overflow`: seen, and no room in the flow table.
+    `overflow`, `inner_overflow`: seen, and no room in the flow table. `clock_offset`: ns by which its clock
+    is ahead of most others' (:mod:`analyzer.clocks`), 0 where nothing tells that it is.
 
     Live only, 0 or empty for capture files: `other_bytes`: bytes, link header included, of the frames that
     ended in no row. `alerts_lost`: alerts for which there was no room. `drops_lost`: packets that the
@@ -183,6 +184,7 @@ class Coverage:
     not_chosen: int = 0
     parts_not_read: int = 0
     drops_lost: int = 0
+    clock_offset: int = 0
 
     def accounted(self) -> int:
         """Frames by what became of them; equals `frames`, always."""
@@ -198,6 +200,7 @@ class Coverage:
             end=max(self.end, other.end),
             damage=_united(self.damage, other.damage),
             missing=_united(self.missing, other.missing),
+            clock_offset=max(self.clock_offset, other.clock_offset, key=lambda ns: (abs(ns), ns)),
             **sums,
         )
 
@@ -211,10 +214,9 @@ def _united(one: str, other: str) -> str:
 ENDINGS = (
     *("flow", "not_ip", "truncated", "malformed", "unsupported", "fragment", "overflow", "not_chosen"),
 )
+_CLOCKS = ("start", "end", "clock_offset")
 #: the fields that add up
-COUNTS = tuple(
-    name for name, t in Coverage.__annotations__.items() if t == "int" and name not in ("start", "end")
-)
+COUNTS = tuple(name for name, t in Coverage.__annotations__.items() if t == "int" and name not in _CLOCKS)
 
 
 def no_rows() -> Rows:

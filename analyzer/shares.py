@@ -10,15 +10,16 @@ whole would be.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analyzer._grouping import ADDRESS, Array, group, pack
+from analyzer import clocks
+from analyzer._grouping import ADDRESS, Array, group, mixed, pack
 from analyzer.choice import ALL, Choice, packets_of, sift
 from analyzer.facts import Facts
 from analyzer.flows import format_address, pair, parse_address
@@ -53,6 +54,7 @@ class Outline:
 
     `windows`: observer → least start and greatest end of its rows, ns. `tunnel_ends`: 16-byte addresses.
     `listeners`: end points that accepted a connection. `coverage`: the ledgers of all shares together.
+    `connections`: what tells whose clocks are apart.
     """
 
     windows: dict[Observer, Window]
@@ -60,6 +62,12 @@ class Outline:
     listeners: frozenset[Endpoint]
     coverage: tuple[Coverage, ...]
     interval: int
+    connections: clocks.Sketches = field(compare=False)
+
+    @cached_property
+    def ledgers(self) -> tuple[Coverage, ...]:
+        """The ledgers, with what is known when all shares are: whose clock is how far ahead."""
+        return clocks.told(self.coverage, self.connections)
 
 
 class Ends:
@@ -79,16 +87,9 @@ class Ends:
         values = np.concatenate([*columns, self._known])[first]
         values[of[len(of) - len(self._known) :]] = self._first
         halves = values.view("<u8").reshape(-1, 2)
-        hashes = _mixed(_mixed(halves[:, 0]) ^ halves[:, 1])
+        hashes = mixed(mixed(halves[:, 0]) ^ halves[:, 1])
         bounds = np.cumsum([len(column) for column in columns])
         return [hashes[numbers] for numbers in np.split(of, bounds)[: len(columns)]]
-
-
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of MurmurHash3: each bit of the input changes half of the output's."""
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        values = (values ^ (values >> np.uint64(33))) * np.uint64(factor)
-    return values ^ (values >> np.uint64(33))
 
 
 # ---- cutting ----
@@ -120,7 +121,7 @@ def deal(whole: OneWay, count: int, ends: Ends) -> list[Share]:
 
 def _dealt(records: Rows, count: int, ends: Ends) -> list[Rows]:
     src, dst = ends.numbers(records["src"], records["dst"])
-    share = (_mixed(src + dst) % np.uint64(count)).astype(np.intp)
+    share = (mixed(src + dst) % np.uint64(count)).astype(np.intp)
     order = np.argsort(share, kind="stable")
     return np.split(records[order], np.cumsum(np.bincount(share, minlength=count))[:-1])
 
@@ -185,6 +186,7 @@ def outline(share: Share) -> Outline:
         share.rows.listeners | _accepting(rows),
         share.rows.coverage,
         share.rows.interval,
+        clocks.sketches(rows, observers),
     )
 
 
@@ -220,6 +222,7 @@ def _both(one: Outline, other: Outline) -> Outline:
         one.listeners | other.listeners,
         tuple(ledgers.values()),
         max(one.interval, other.interval),
+        clocks.merge_sketches(one.connections, other.connections),
     )
 
 
@@ -240,7 +243,7 @@ def paired(
     known = replace(
         whole,
         rows=np.concatenate([whole.rows, _carried(whole.observers, around, mark)]),
-        coverage=around.coverage,
+        coverage=around.ledgers,
         listeners=around.listeners,
         interval=around.interval,
     )

@@ -64,8 +64,13 @@ COMPACTED = re.compile(rf"{_STAMP}-{_STAMP}(-\d+)?\.parquet")
 _PLACE = re.compile(
     rf"(?:^|/)date=(\d{{4}}-\d\d-\d\d)/node=([^/]+)/({_STAMP})-({_STAMP})(?:-\d+)?\.parquet\Z", re.ASCII
 )
-_TIMES = ("start", "end")  # of a ledger, ns
-_LATER = ("not_chosen", "parts_not_read", "drops_lost")  # fields of a ledger that not every version has
+#: fields of a ledger that are no counts → which ns they may be
+_RANGES = {
+    **dict.fromkeys(("start", "end"), range(_INTERVAL_LIMIT)),
+    "clock_offset": range(-_INTERVAL_LIMIT, _INTERVAL_LIMIT),
+}
+#: fields of a ledger that not every version has
+_LATER = ("not_chosen", "parts_not_read", "drops_lost", "clock_offset")
 GROUP_ROWS = 1 << 16  # rows that are read or left unread together
 _NO_FLOWS = b"\n"  # all that is in a JSON Lines file of none
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
@@ -676,7 +681,7 @@ def _ledger(fields: dict[str, str | int]) -> Coverage:
     numbers = [
         name
         for name, value in fields.items()
-        if isinstance(value, int) and 0 <= value < (_INTERVAL_LIMIT if name in _TIMES else _COUNT_LIMIT)
+        if isinstance(value, int) and value in _RANGES.get(name, range(_COUNT_LIMIT))
     ]
     if not set(texts) <= {"source", "damage", "missing"} or len(texts) + len(numbers) != len(fields):
         raise ValueError("its coverage ledger holds what is no count")

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analyzer import addresses, overview, shares
+from analyzer import addresses, clocks, overview, shares
 from analyzer.choice import ALL, Choice, nothing_recorded
 from analyzer.cluster import Cluster, load_cluster
 from analyzer.errors import CaptureError, LiveError
@@ -217,10 +217,11 @@ def _judge(number: int, share: Share, around: Outline, plan: _Plan) -> Tally | i
     if plan.cluster is not None:
         table = judge(table, plan.cluster, plan.spec)
     if plan.folder:
-        _write(table, share.rows.coverage, around.interval, f"{plan.folder}/flows-{number:05d}.parquet")
+        ledgers = clocks.told(share.rows.coverage, around.connections)
+        _write(table, ledgers, around.interval, f"{plan.folder}/flows-{number:05d}.parquet")
     if plan.cluster is None:
         return len(table)
-    return overview.tally(table, plan.cluster, plan.spec, around.coverage)
+    return overview.tally(table, plan.cluster, plan.spec, around.ledgers)
 
 
 def _write(table: pd.DataFrame, coverage: Sequence[Coverage], interval: int, place: str) -> None:
@@ -235,7 +236,7 @@ def _write(table: pd.DataFrame, coverage: Sequence[Coverage], interval: int, pla
 
 
 def _ledgers(around: Outline) -> tuple[Coverage, ...]:
-    return around.coverage
+    return around.ledgers
 
 
 def _total(whole: Any, coverage: tuple[Coverage, ...], plan: _Plan) -> tuple[Any, tuple[Coverage, ...]]:

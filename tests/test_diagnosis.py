@@ -591,6 +591,13 @@ def test_a_capture_that_has_vxlan_makes_a_loss_sure() -> None:
     assert [only(of)["confidence"] for of in (analysis(seeing), shown("vxlan-lost"))] == ["high", "medium"]
 
 
+def test_by_two_clocks_nothing_is_lost_between_two_captures() -> None:
+    of = shown("vxlan-lost")
+    for node in ("agent-1", "agent-2"):
+        wrong = [replace(one, clock_offset=2 * NS * (one.source == f"{node}.pcap")) for one in of.coverage]
+        assert set(diagnose(replace(of, coverage=tuple(wrong)))["name"]) == {"vxlan-one-way"}
+
+
 def test_captures_without_times_end_in_a_table() -> None:
     for captures in SIGNS.values():
         parts = [fr.read(fr.pcapng(frames, kind="simple"), name) for name, frames in captures.items()]

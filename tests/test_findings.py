@@ -747,6 +747,16 @@ def test_damage_and_emptiness_are_blind_spots() -> None:
     assert only(found(coverage=(Coverage("capture.pcap"),)))["severity"] == "medium"
 
 
+@pytest.mark.parametrize(
+    ("offset", "words"), [(3_600_040_000_000, "3,600.0 s ahead of"), (-15 * 10**8, "1.5 s behind")]
+)
+def test_a_clock_that_is_apart_is_a_blind_spot(offset: int, words: str) -> None:
+    finding = only(found(coverage=(ledger(clock_offset=offset),)))
+    assert (finding["kind"], finding["severity"], finding["packets"]) == ("blind-spot", "medium", 0)
+    assert finding["title"] == f"capture.pcap: its clock is {words} the other captures'"
+    assert finding["id"] == only(found(coverage=(ledger(clock_offset=1),)))["id"]
+
+
 def test_no_blind_spot() -> None:
     assert found(
         coverage=(ledger(), ledger(not_ip=50, inner_not_ip=3, inner_fragment=2, other_bytes=9))

@@ -195,7 +195,7 @@ FREE = (
 #: objects whose keys are what there was
 COUNTERS = ("outcomes", "severity", "kind")
 #: what documents of earlier versions do not have, which are read all the same
-LATER = ("drops_lost",)
+LATER = ("drops_lost", "clock_offset")
 WRONG: tuple[Any, ...] = (None, -1, 1 << 64, 1.5, "x\n", True, [], {}, [None])
 
 

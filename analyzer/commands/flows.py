@@ -95,6 +95,7 @@ def _here(
 ) -> None:
     with begun(captures, step, threads) as early:
         from analyzer import console
+        from analyzer.clocks import compared
         from analyzer.columns import FlowColumns
         from analyzer.spec import load_spec, server_ports
         from analyzer.store import write_columns, writer_of
@@ -107,6 +108,7 @@ def _here(
             whole = rows_by_inferred(captures, asked, threads, early, aside=True, interval=step)[0].settled()
         else:
             whole = rows_of(captures, threads, _choice(asked, cluster), step, early).settled()
+        whole = compared(whole)
     table = FlowColumns(whole, ports)
     if output:
         if output == "-":
@@ -168,6 +170,7 @@ def _by_workers(
 def _note_coverage(coverage: Any) -> None:
     """One line for each source on standard error: what was read and what was not."""
     from analyzer import console
+    from analyzer.clocks import words
     from analyzer.rows import COUNTS
 
     for ledger in coverage:
@@ -177,6 +180,7 @@ def _note_coverage(coverage: Any) -> None:
             if name not in ("frames", "other_bytes") and getattr(ledger, name)
         ]
         damage = f"; damaged: {ledger.damage}" if ledger.damage else ""
+        clock = f"; its clock is {words(ledger.clock_offset)} the others'" if ledger.clock_offset else ""
         console.note(
-            f"{ledger.source}: {ledger.frames} frames{': ' if parts else ''}{', '.join(parts)}{damage}"
+            f"{ledger.source}: {ledger.frames} frames{': ' if parts else ''}{', '.join(parts)}{damage}{clock}"
         )
