@@ -416,7 +416,16 @@ static __always_inline int parse_link(struct cursor *c, __u32 link, struct packe
 
 /* ---- tunnels: what stands behind a transport header ---- */
 
-/* RFC 7348: flags with the I bit, 24 bits reserved, VNI, 8 bits reserved */
+/*
+ * RFC 7348: flags with the I bit, 24 bits reserved, VNI, 8 bits reserved. As Linux, which drops what has a reserved bit
+ * set: an answer of DNS comes to a tunnel's port too, where NAT took that for the question. Of a group policy
+ * (draft-smith-vxlan-group-policy) there are a flag, two bits and 16 for the group.
+ */
+static __always_inline int is_vxlan(const __u8 *h)
+{
+    return be32(h) == 0x08000000 ? !h[7] : h[0] == 0x88 && !(h[1] & 0xb7) && !h[7];
+}
+
 static __always_inline void find_vxlan(struct cursor *c, struct packet *p)
 {
     const __u8 *h = take(c, 8);
@@ -425,7 +434,7 @@ static __always_inline void find_vxlan(struct cursor *c, struct packet *p)
         p->next = lacking(c, 8) == TRUNCATED ? NEXT_CUT : NEXT_NONE;
         return;
     }
-    if (!(h[0] & 0x08) || h[7])
+    if (!is_vxlan(h))
         return;
     p->events |= EVENT_CARRIER;
     p->next = NEXT_ETHERNET;
@@ -439,7 +448,7 @@ static __always_inline __u8 next_of(__u32 type)
     return type == ETHER_BRIDGED ? NEXT_ETHERNET : type == ETHER_IPV4 || type == ETHER_IPV6 ? NEXT_IP : NEXT_NONE;
 }
 
-/* RFC 8926: version and option length in words, flags, EtherType, VNI, 8 bits reserved */
+/* RFC 8926: version and option length in words, two flags, EtherType, VNI, 8 bits reserved; see is_vxlan() */
 static __always_inline void find_geneve(struct cursor *c, struct packet *p)
 {
     const __u8 *h = take(c, 8);
@@ -448,10 +457,12 @@ static __always_inline void find_geneve(struct cursor *c, struct packet *p)
         p->next = lacking(c, 8) == TRUNCATED ? NEXT_CUT : NEXT_NONE;
         return;
     }
-    if (h[0] >> 6)
+    p->next = next_of(be16(h + 2));
+    if (h[0] >> 6 || h[1] & 0x3f || h[7])
+        p->next = NEXT_NONE;
+    if (p->next == NEXT_NONE)
         return;
     p->events |= EVENT_CARRIER;
-    p->next = next_of(be16(h + 2));
     p->next_tunnel = TUNNEL_GENEVE;
     p->next_vni = be32(h + 4) >> 8;
     skip(c, (h[0] & 0x3f) * 4);

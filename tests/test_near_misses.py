@@ -110,6 +110,8 @@ def quiet(client: str, server: str, port: int, protocol: str = "tcp") -> set[Jud
     return {(client, server, protocol, port, "not-judged", "answered")}
 
 
+#: DNS: id, QR RD RA and NXDOMAIN, one question, no answer, one authority
+NO_SUCH_NAME = bytes.fromhex("0c00 8183 0001 0000 0001 0000 03617069 0178 00 0001 0001")
 API: End = (SERVER, 6443)
 A: End = (AGENT, 40000)
 ETCD: End = (SERVER, 2380)
@@ -270,6 +272,17 @@ ROWS: dict[str, Row] = {
         ],
         quiet("agent-1", OUTSIDE, 53, "udp"),
     ),
+    **{
+        f"a name that is not there, asked for from port {port}": Row(
+            "NAT takes any port above 1023 for a pod's question; bits of the answer are a tunnel header's",
+            [
+                datagram((AGENT, port), (OUTSIDE, 53), bytes(30)),
+                datagram((OUTSIDE, 53), (AGENT, port), NO_SUCH_NAME),
+            ],
+            quiet("agent-1", OUTSIDE, 53, "udp"),
+        )
+        for port in (8472, 4789, 6081)
+    },
     "VXLAN from a port that changes": Row(
         "the source port is a hash of the inner frame: no carrier is answered on its own 5-tuple",
         [
