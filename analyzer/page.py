@@ -440,7 +440,9 @@ def _bin_words(counts: Sequence[int]) -> str:
 
 
 def _clock(ns: int) -> str:
-    return moment(pd.Timestamp(ns, unit="ns", tz="UTC").isoformat().replace("+00:00", "Z"))
+    """The last bin may end after all times that can be told."""
+    time = pd.Timestamp(min(ns, pd.Timestamp.max.value), unit="ns", tz="UTC")
+    return moment(time.isoformat().replace("+00:00", "Z"))
 
 
 def _width_words(step: int) -> str:

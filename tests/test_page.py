@@ -992,6 +992,12 @@ def test_flows_without_a_time(running: chromium.Browser, tmp_path: Path) -> None
     it.quiet()
 
 
+def test_flows_at_the_end_of_time() -> None:
+    """A capture says ns and means µs: its times are the last ones that can be told, and no bin ends there."""
+    rows = [fr.flow(address(4), address(0), start=2**63 - 1 - n, end=2**63 - 1) for n in (0, 1, NS, 10**18)]
+    assert "2262-04-11" in render(analysis_of(rows, cluster_of(5)))
+
+
 def test_the_same_input_gives_the_same_page() -> None:
     analysis = recorded("blocked")
     assert render(analysis) == render(analysis, document(analysis)) == render(recorded("blocked"))
