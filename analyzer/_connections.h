@@ -19,7 +19,8 @@
 #define ICMPV6 58
 #define SCTP   132
 
-#define UNPRIVILEGED 1024  /* the first port that anybody may take, and resolvers do; bpf/live.c has both as well */
+#define NO_CLIENTS   512   /* below it are no clients' ports: rresvport(), for NFS and others, begins here */
+#define UNPRIVILEGED 1024  /* the first port that anybody may take, and resolvers do; bpf/live.c has these as well */
 #define EPHEMERAL    32768 /* the first port that Linux gives to clients (net.ipv4.ip_local_port_range) */
 
 #define TCP_RST              0x04
@@ -958,18 +959,26 @@ static bool is_of_client(__u16 port, __u16 other)
 }
 
 /*
- * The end whose port the specification names is the server. But for UDP, which has no opening, where chance may have
- * given it this port, as one of WireGuard's or VXLAN's for a question to DNS: it is a client's rather than the other's,
- * and it was heard first. bpf/live.c judges by the same.
+ * Whether the one end whose port the specification names has it by chance, as one of WireGuard's or VXLAN's for a
+ * question to DNS: of UDP, which has no opening, it is a client's rather than the other's, and it was heard first. Of
+ * TCP without its opening, NAT gives pods' connections all ports above 1023, a NodePort's too, and who speaks first
+ * says nothing; nobody's client is below. bpf/live.c judges by the same.
  */
+static bool is_by_chance(const struct pairing *p, const struct judged *j, const struct endpoint ends[2], int server)
+{
+    __u16 port = ends[server].port, other = ends[!server].port;
+
+    if (ends[0].protocol != UDP)
+        return port >= UNPRIVILEGED && other < NO_CLIENTS;
+    return is_of_client(port, other) && start_of(p, j, server) < start_of(p, j, !server);
+}
+
+/* The end whose port the specification names is the server. */
 static int by_spec(const struct pairing *p, const struct judged *j, const struct endpoint ends[2])
 {
-    int says = is_named(p, &ends[1]) - is_named(p, &ends[0]), server = says > 0;
+    int says = is_named(p, &ends[1]) - is_named(p, &ends[0]);
 
-    if (says && ends[0].protocol == UDP && is_of_client(ends[server].port, ends[!server].port) &&
-        start_of(p, j, server) < start_of(p, j, !server))
-        return 0;
-    return says;
+    return says && is_by_chance(p, j, ends, says > 0) ? 0 : says;
 }
 
 /* The lower port answers; with equal ports, who was heard first asked. Never 0: the last resort decides. */

@@ -44,7 +44,8 @@
 #define PORT_WIREGUARD   51820
 #define PORT_WIREGUARD_6 51821
 #define PORT_WIREGUARD_C 51871 /* Cilium's */
-#define UNPRIVILEGED     1024  /* analyzer/_connections.h has these two as well */
+#define NO_CLIENTS       512   /* analyzer/_connections.h has these three as well */
+#define UNPRIVILEGED     1024
 #define EPHEMERAL        32768
 
 /* ---- what user space sets ---- */
@@ -417,7 +418,8 @@ static __always_inline int is_heard_first(const struct sight *s, const struct pa
 
 /*
  * Whether the one end whose port the specification names has it by chance, as by_spec() of analyzer/_connections.h has
- * it: of UDP, a port that clients are given, beside one that serves rather, and it was heard first.
+ * it: of UDP, a port that clients are given, beside one that serves rather, and it was heard first; of TCP, one above
+ * 1023 beside one that no client has.
  */
 static __always_inline int is_by_chance(const struct sight *s, const struct packet *p, int src_named)
 {
@@ -425,7 +427,7 @@ static __always_inline int is_by_chance(const struct sight *s, const struct pack
     __u16 other = src_named ? p->key.dst_port : p->key.src_port;
 
     if (p->key.protocol != IP_UDP)
-        return 0;
+        return named >= UNPRIVILEGED && other < NO_CLIENTS;
     if (!(named >= EPHEMERAL && other < EPHEMERAL) && !(named >= UNPRIVILEGED && other < UNPRIVILEGED))
         return 0;
     return is_heard_first(s, p) == src_named;

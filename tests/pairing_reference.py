@@ -45,6 +45,7 @@ ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
 _RST, _ACK = 0x04, 0x10
 #: reply → request (RFC 792, 950, 4443, 4861): the two directions of one flow
 _REQUESTS = {ICMP: {0: 8, 14: 13, 16: 15, 18: 17}, ICMPV6: {129: 128, 134: 133, 136: 135}}
+_NO_CLIENTS = 512  # below it are no clients' ports
 _UNPRIVILEGED = 1024  # the first port that anybody may take
 _EPHEMERAL = 32768  # the first port that Linux gives to clients
 _FRAGMENTATION_NEEDED = np.uint32(1 << 4)  # RFC 792 code 4 is path MTU discovery: the flow goes on
@@ -352,7 +353,7 @@ def _is_named(port: Array, protocol: npt.NDArray[np.uint8], named: ServerPorts) 
 
 def _by_chance(t: Tuples, c: Connections, ports: tuple[Array, Array], spec: list[Booleans]) -> Booleans:
     """A named port of UDP that is ephemeral beside one that is not, or unprivileged beside one that is not,
-    and was heard first: a client's.
+    and was heard first: a client's. Of others an unprivileged one beside one that no client has.
     """
     starts = [at(t.start, end, int(NO_TIME)) for end in (c.low, c.high)]
     ways = [
@@ -365,8 +366,10 @@ def _by_chance(t: Tuples, c: Connections, ports: tuple[Array, Array], spec: list
         & (starts[i] < starts[1 - i])
         for i in (0, 1)
     ]
-    found: Booleans = (c.protocol == UDP) & (ways[0] | ways[1])
-    return found
+    given = [
+        spec[i] & ~spec[1 - i] & (ports[i] >= _UNPRIVILEGED) & (ports[1 - i] < _NO_CLIENTS) for i in (0, 1)
+    ]
+    return np.where(c.protocol == UDP, ways[0] | ways[1], given[0] | given[1])
 
 
 def _by_port(t: Tuples, c: Connections, ports: tuple[Array, Array]) -> Signs:

@@ -518,6 +518,21 @@ def test_a_tunnels_port_is_judged_as_a_capture_of_it_is(
     assert wrong == []
 
 
+@pytest.mark.parametrize("port", [10250, 31000, 2379])
+def test_an_open_connection_is_judged_as_a_capture_of_it_is(live: Live, cluster: Cluster, port: int) -> None:
+    """TCP without its opening, from either end first, beside ports that clients have or do not."""
+    spec, wrong, ends = load_spec(), [], [node.addresses[0] for node in cluster.nodes[-2:]]
+    live.program.judge_by(judging(cluster, spec))
+    for far, order in itertools.product((443, 700, 1053, 40000), (1, -1)):
+        way = (ends[0], port), (ends[1], far)
+        frames = [fr.segment(*pair, fr.ACK, 9) for pair in (way, way[::-1])][::order]
+        live.program.forget_told()
+        live.sees(frames)
+        if told(live.alerts(cluster, spec)) != told_of_a_capture(frames, cluster, spec)[0]:
+            wrong.append((far, order))
+    assert wrong == []
+
+
 def test_one_flow_is_told_once(live: Live, cluster: Cluster) -> None:
     """Its further packets, its answers, its later intervals, and more connections of the kind."""
     spec = load_spec()

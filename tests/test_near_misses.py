@@ -273,6 +273,19 @@ ROWS: dict[str, Row] = {
         quiet("agent-1", OUTSIDE, 53, "udp"),
     ),
     **{
+        f"a pod's connection to the outside that was open before, and got port {port}": Row(
+            "NAT gives it any port above 1023; nobody serves the web to a NodePort",
+            both_ways((AGENT, port), (OUTSIDE, 443)),
+            quiet("agent-1", OUTSIDE, 443),
+        )
+        for port in (31000, 10250)
+    },
+    "a connection to NFS that was open before": Row(
+        "its clients have ports from 512 to 1023; a NodePort is what serves it here",
+        both_ways((AGENT, 700), (SERVER, 32049)),
+        allowed("agent-1", "server-1", 32049),
+    ),
+    **{
         f"a name that is not there, asked for from port {port}": Row(
             "NAT takes any port above 1023 for a pod's question; bits of the answer are a tunnel header's",
             [
