@@ -31,6 +31,10 @@ _NO_WINDOW: Window = (int(NO_TIME), 0)
 #: what an interface of `-i any` is called; and ns after which at most a datagram is on the next one
 _OF_ANY, _HOP = re.compile(r"if\d+"), 10**7
 _PACKED = re.compile(r"\.(gz|zst|lz4)$")
+#: of what was captured of one interface of a pcapng file by several sections, and so under several numbers
+_NUMBERED = re.compile(r"\d+-(.+)")
+#: ns by which at most frames stand in a file before others that came earlier: each CPU puts its own there
+_STIR = 10**6
 #: ns between two parts of one rotated capture, from which on it is not known that none is missing
 _GAP = 10**9
 _FEW = 32  # observers of one flow; a flow of more has its names joined one by one
@@ -140,7 +144,9 @@ def _chains(
     alike: dict[tuple[str, str, str], list[int]] = {}
     for number in sorted(range(len(observers)), key=lambda n: (windows[n], observers[n])):
         source, interface = observers[number].source, observers[number].interface
-        alike.setdefault((_stem(source), interface, capturing_node(source, nodes)), []).append(number)
+        named = _NUMBERED.fullmatch(interface)
+        name = named[1] if named else interface
+        alike.setdefault((_stem(source), name, capturing_node(source, nodes)), []).append(number)
     chain = [0] * len(observers)
     count = 0
     for members in alike.values():
@@ -188,12 +194,20 @@ def _in_turn(capture: Sequence[int], windows: Sequence[Window]) -> list[int]:
     last: list[Window] = []
     turns = []
     for mine in (windows[number] for number in capture):
-        # the last frame of a part and the first of the next may have one time; a copy has the same window
-        fitting = (turn for turn, other in enumerate(last) if other[1] <= mine[0] and other != mine)
+        # a copy has the same window
+        fitting = (turn for turn, other in enumerate(last) if other != mine and _is_next(other, mine))
         turn = next(fitting, len(last))
         last[turn : turn + 1] = [mine]
         turns.append(turn)
     return turns
+
+
+def _is_next(one: Window, other: Window) -> bool:
+    """Whether the other one may go on where one ends. The last frame and the next may have one time, or stand
+    in the files the other way round: then both lasted far longer than what they have in common.
+    """
+    common = one[1] - other[0]
+    return common <= 0 or (common <= _STIR and 100 * common <= min(one[1] - one[0], other[1] - other[0]))
 
 
 def _spans(observers: Sequence[Observer], chain: Sequence[int], windows: Sequence[Window]) -> list[Window]:

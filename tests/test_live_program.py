@@ -525,7 +525,7 @@ def test_an_open_connection_is_judged_as_a_capture_of_it_is(live: Live, cluster:
     live.program.judge_by(judging(cluster, spec))
     for far, order in itertools.product((443, 700, 1053, 40000), (1, -1)):
         way = (ends[0], port), (ends[1], far)
-        frames = [fr.segment(*pair, fr.ACK, 9) for pair in (way, way[::-1])][::order]
+        frames = [fr.segment(*pair, ACK, 9) for pair in (way, way[::-1])][::order]
         live.program.forget_told()
         live.sees(frames)
         if told(live.alerts(cluster, spec)) != told_of_a_capture(frames, cluster, spec)[0]:

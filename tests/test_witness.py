@@ -264,9 +264,11 @@ def test_the_answer_was_seen_on_one_side_only() -> None:
 # ---- one after the other ----
 
 
-@pytest.mark.parametrize("gap", [0, 1, NS], ids=["the same time", "1 ns", "1 s"])
+@pytest.mark.parametrize("gap", [0, 1, NS, -20_000], ids=["the same time", "1 ns", "1 s", "20 µs earlier"])
 def test_parts_of_a_rotated_capture_add_up(gap: int) -> None:
-    """Also where another node saw both parts, and where the last frame and the next have one time."""
+    """Also where another node saw both parts, and where the last frame and the next have one time, or stand
+    the other way round.
+    """
     parts = [
         capture("agent_00001.pcap", WHOLE[:5]),
         capture("agent_00002.pcap", after(WHOLE[5:], gap - 1_000_000)),
@@ -275,6 +277,26 @@ def test_parts_of_a_rotated_capture_add_up(gap: int) -> None:
     row = seen(*parts, capture("server.pcap", WHOLE[:-1]))
     assert counts(row) == (7, 5)
     assert row["witnesses"] == "agent_00001.pcap;agent_00002.pcap;server.pcap"
+
+
+@pytest.mark.parametrize("gap", [0, 1, NS, -20_000], ids=["the same time", "1 ns", "1 s", "20 µs earlier"])
+def test_parts_that_are_sections_of_one_file_add_up(gap: int) -> None:
+    """As `cat` makes of pcapng files: the same interface has another number in each section."""
+    parts = (WHOLE[:5], after(WHOLE[5:], gap - 1_000_000))
+    eth0, other = Interface("eth0"), Interface("eth1")
+    file = b"".join(fr.pcapng(part, interfaces=(eth0, other)) for part in parts)
+    assert counts(seen(fr.read(file))) == (7, 5)
+    twice = [replace(frame, interface=n) for frame in parts[1] for n in (0, 1)]
+    assert counts(seen(fr.read(file + fr.pcapng(twice, interfaces=(other, eth0))))) == (7, 5)
+
+
+def test_what_two_saw_together_for_a_moment_is_no_rotated_capture() -> None:
+    """No more than 20 µs, and that is half of what either saw."""
+    parts = [
+        capture("agent-1.pcap", timed(talk(AGENT, SERVER), step=10_000)),
+        capture("agent-2.pcap", after(timed(talk(AGENT, SERVER), step=10_000), 20_000)),
+    ]
+    assert counts(seen(*parts)) == counts(seen(parts[0]))
 
 
 @pytest.mark.parametrize(
