@@ -118,6 +118,21 @@ def _notes(one: Input) -> tables.Notes | None:
         return tables.notes_in(source, one.address)
 
 
+def interval_of(found: Sequence[Input]) -> int:
+    """The longest interval of the tables that captures are among, in which these are to be cut, ns; 0 for
+    none.
+    """
+    if all(one.kind in tables.FLOW_FILES for one in found):
+        return 0
+    with ThreadPoolExecutor(_PEEKS) as threads:
+        return max(threads.map(_interval, (one for one in found if one.kind == "parquet")), default=0)
+
+
+def _interval(one: Input) -> int:
+    with _anywhere(one.address) as source:
+        return tables.interval_in(source, one.address)
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -183,9 +198,10 @@ def read_inputs(
             given, interval=interval, progress=progress, threads=threads, choice=choice, early=early
         )
     adding, workers = tables.Adding(), threads or os.cpu_count() or 1
-    found = sources(find_inputs(given, choice))
+    found = find_inputs(given, choice)
+    step = interval or interval_of(found)
     with ThreadPoolExecutor(workers) as pool:
-        for part in tables.ahead(pool, lambda one: read(one, interval, choice), found, 2 * workers):
+        for part in tables.ahead(pool, lambda one: read(one, step, choice), sources(found), 2 * workers):
             adding.add(part)
     return tables.chosen_of_all(adding.whole(), choice)
 

@@ -363,8 +363,8 @@ def fold(tables: Iterable[OneWay], batch: int = FOLD_RECORDS) -> OneWay:
 
 
 def coarser(one_way: OneWay, interval: int) -> OneWay:
-    """The same with intervals of `interval` ns, which must be a multiple of its own: what reading with that
-    interval would have made.
+    """The same with intervals of `interval` ns, which must be a multiple of its own, or 0 for none: what
+    reading with that interval would have made.
     """
     if interval == one_way.interval:
         return one_way
@@ -375,10 +375,12 @@ def coarser(one_way: OneWay, interval: int) -> OneWay:
 
 
 def alike(parts: Sequence[OneWay]) -> list[OneWay]:
-    """The same with the longest interval of them, as far as the others divide it; what is not cut by time
-    stays so. Else two observers of a flow, one in hours and one in seconds, would not be seen to tell of the
-    same.
+    """The same with the longest interval of them, as far as the others divide it; with none where rows of
+    one are not cut by time. Else two observers of a flow, one in hours and one in seconds, would not be seen
+    to tell of the same, and its packets count twice.
     """
+    if any(len(part.rows) and not part.interval for part in parts):
+        return [coarser(part, 0) for part in parts]
     longest = max((part.interval for part in parts), default=0)
     return [
         coarser(part, longest) if part.interval and longest % part.interval == 0 else part for part in parts
@@ -387,7 +389,7 @@ def alike(parts: Sequence[OneWay]) -> list[OneWay]:
 
 def _floored(records: Rows, interval: int) -> Rows:
     records = records.copy()
-    records["interval"] -= records["interval"] % np.uint64(interval)
+    records["interval"] -= records["interval"] % np.uint64(interval) if interval else records["interval"]
     return records
 
 

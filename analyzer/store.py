@@ -105,7 +105,8 @@ def read_inputs(
     """Captures, flow files, parts of a live capture and folders of them, as one table of one-way rows. ``-``
     is a capture on standard input.
 
-    Of several intervals the longest stands, where the others divide it. A folder may be compacted or pruned
+    Of several intervals the longest stands, where the others divide it; captures are cut as the tables beside
+    them are, and nothing is where a flow table among them is not. A folder may be compacted or pruned
     meanwhile: it is listed again, and each packet counts once. Rows are added up as they are read, so memory
     follows distinct rows and not files.
 
@@ -228,15 +229,17 @@ def _read_files(
     tables = {path: kind_of(path) in FLOW_FILES for path, _ in files}
     captures = [path for path in tables if not tables[path]]
     adding = Adding()
-    if captures:
-        read = read_captures(captures, interval=interval, progress=progress, threads=threads, early=early)
-        adding.add(choose(read, choice))
     workers = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         wanted = ((path, unread) for path, unread in files if tables[path])
         for part in ahead(pool, lambda one: read_chosen(one[0], choice, one[1]), wanted, 2 * workers):
             adding.add(part)
-    return chosen_of_all(adding.whole(), choice)
+    first = OneWay()
+    if captures:
+        step = interval or adding.interval
+        read = read_captures(captures, interval=step, progress=progress, threads=threads, early=early)
+        first = choose(read, choice)
+    return chosen_of_all(adding.whole(first), choice)
 
 
 def chosen_of_all(whole: OneWay, choice: Choice) -> OneWay:
@@ -248,19 +251,29 @@ def chosen_of_all(whole: OneWay, choice: Choice) -> OneWay:
 
 class Adding:
     """Inputs added up as they come, those of each interval apart: which is the longest, in which all are to
-    be, is known at the end.
+    be, is known at the end. Captures are read last: they can be cut as the tables are.
     """
 
     def __init__(self) -> None:
         self._by_interval: dict[int, Folding] = {}
 
+    @property
+    def interval(self) -> int:
+        """The longest so far, ns, 0 for none: how captures are to be cut, so that what they and the tables
+        saw of one flow meets.
+        """
+        return max(self._by_interval, default=0)
+
     def add(self, part: OneWay) -> None:
         """One more."""
         self._by_interval.setdefault(part.interval, Folding()).add(part)
 
-    def whole(self) -> OneWay:
-        """All of them, in the longest of their intervals as far as the others divide it."""
-        return merge(alike([folding.whole() for folding in self._by_interval.values()]))
+    def whole(self, first: OneWay | None = None) -> OneWay:
+        """All of them, in the longest of their intervals as far as the others divide it. `first`: another
+        one, whose ledgers come before theirs.
+        """
+        parts = [folding.whole() for folding in self._by_interval.values()]
+        return merge(alike(parts if first is None else [first, *parts]))
 
 
 def ahead(
@@ -435,6 +448,14 @@ def replaces_in(source: Path | IO[bytes], where: str) -> list[tuple[str, str]]:
     """
     with _told(where), _opened(source) as (_, notes):
         return [(_text(name), _text(content)) for name, content in notes.get("replaces", [])]
+
+
+def interval_in(source: Path | IO[bytes], where: str) -> int:
+    """The interval of a Parquet table or part, ns, 0 for none. Raises CaptureError with `where` where it is
+    damaged.
+    """
+    with _told(where), _opened(source) as (_, notes):
+        return _interval(notes)
 
 
 def content_id(path: Path) -> str:

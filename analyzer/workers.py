@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,7 @@ def _run(
     inputs: Sequence[str | Path], plan: _Plan, scheduler: str, progress: Progress
 ) -> tuple[Any, tuple[Coverage, ...]]:
     found = addresses.find_inputs(inputs, plan.choice)
+    plan = replace(plan, interval=plan.interval or addresses.interval_of(found))
     with _engine(scheduler) as engine:
         if plan.folder:
             addresses.make_folder(plan.folder)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from nodes import plain_facts, with_facts
 from typer.testing import CliRunner
 
-from analyzer import cli, flow_store, store
+from analyzer import addresses, cli, flow_store, store
 from analyzer.analysis import Analysis
 from analyzer.choice import EVER, Choice
 from analyzer.cluster import load_cluster
@@ -158,6 +158,27 @@ def test_one_node_in_hours_and_the_other_in_seconds(tmp_path: Path) -> None:
     assert before["packets_out"].sum() + before["packets_in"].sum() == 3 * len(TALK)
     assert before["witnesses"].tolist() == ["agent-1;server-1"]
     same_table(after, before)
+
+
+@pytest.mark.parametrize("name", ["server-1.pcap", "server-1.parquet", "server-1.csv", "server-1.jsonl"])
+def test_one_node_in_seconds_and_the_other_not_cut(name: str, tmp_path: Path) -> None:
+    """A capture is cut as the parts beside it are; of a flow table, which cannot be, none is. Both saw the
+    same packets, which count once.
+    """
+    fill(tmp_path, 3)
+    frames = [frame for n in range(3) for frame in later(TALK, n * 10 * NS)]
+    place = tmp_path / name
+    if name.endswith(".pcap"):
+        fr.save(tmp_path, name, fr.pcap(frames, "ns"))
+    else:
+        whole = fr.read(fr.pcap(frames, "ns"), "server-1")
+        write_flows(pair(whole), place, whole.coverage)
+    for given_ in ([tmp_path], [place, tmp_path], [tmp_path, place]):
+        rows = read_inputs(given_)
+        table = pair(rows)
+        assert table["packets_out"].sum() + table["packets_in"].sum() == 3 * FRAMES
+        assert rows.interval == (NS if name.endswith(".pcap") else 0)
+    same_table(pair(addresses.read_inputs([f"file://{tmp_path}"])), table)
 
 
 @pytest.mark.parametrize("interval", [7 * NS, 5 * NS])

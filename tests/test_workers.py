@@ -295,6 +295,16 @@ def test_nodes_captured_one_after_the_other_count_as_on_one(tmp_path: Path) -> N
     assert_as_on_one(workers.analyze(tmp_path, cluster=cluster_of(OFFENCES)), whole)
 
 
+def test_captures_beside_parts_are_cut_as_on_one(tmp_path: Path) -> None:
+    """Else what both saw of one flow would not meet, and count twice."""
+    talk = fr.timed(fr.talk(("10.10.0.21", 40000), ("10.10.0.11", 6443), 3))
+    write_rows(fr.read(fr.pcap(talk), "agent-1", fr.NS), tmp_path / "part.parquet")
+    fr.save(tmp_path, "server-1.pcap", fr.pcap(talk))
+    whole = analyze(tmp_path, cluster=cluster_of(OFFENCES))
+    assert int(whole.flows["packets_out"].sum() + whole.flows["packets_in"].sum()) == len(talk)
+    assert_as_on_one(workers.analyze(tmp_path, cluster=cluster_of(OFFENCES)), whole)
+
+
 # ---- a worker dies ----
 
 
