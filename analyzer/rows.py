@@ -8,6 +8,7 @@ exchange.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 NO_TIME = np.uint64(2**64 - 1)
+_EVER = 2**63  # ns: after all times
 FRAGMENT_MAX_NS = np.uint64(60 * 10**9)
 
 KEY = np.dtype(
@@ -375,16 +377,14 @@ def coarser(one_way: OneWay, interval: int) -> OneWay:
 
 
 def alike(parts: Sequence[OneWay]) -> list[OneWay]:
-    """The same with the longest interval of them, as far as the others divide it; with none where rows of
-    one are not cut by time. Else two observers of a flow, one in hours and one in seconds, would not be seen
-    to tell of the same, and its packets count twice.
+    """The same with the least interval that all of theirs divide, most often the longest; with none where
+    rows of one are not cut by time. Else two observers of a flow, one in hours and one in seconds, would not
+    be seen to tell of the same, and its packets count twice.
     """
-    if any(len(part.rows) and not part.interval for part in parts):
-        return [coarser(part, 0) for part in parts]
-    longest = max((part.interval for part in parts), default=0)
-    return [
-        coarser(part, longest) if part.interval and longest % part.interval == 0 else part for part in parts
-    ]
+    common = math.lcm(*(part.interval for part in parts if part.interval))
+    if common >= _EVER or any(len(part.rows) and not part.interval for part in parts):
+        common = 0
+    return [coarser(part, common) if part.interval else part for part in parts]
 
 
 def _floored(records: Rows, interval: int) -> Rows:

@@ -105,10 +105,10 @@ def read_inputs(
     """Captures, flow files, parts of a live capture and folders of them, as one table of one-way rows. ``-``
     is a capture on standard input.
 
-    Of several intervals the longest stands, where the others divide it; captures are cut as the tables beside
-    them are, and nothing is where a flow table among them is not. A folder may be compacted or pruned
-    meanwhile: it is listed again, and each packet counts once. Rows are added up as they are read, so memory
-    follows distinct rows and not files.
+    Of several intervals the least stands that all divide, most often the longest; captures are cut as the
+    tables beside them are, and nothing is where a flow table among them is not. A folder may be compacted or
+    pruned meanwhile: it is listed again, and each packet counts once. Rows are added up as they are read, so
+    memory follows distinct rows and not files.
 
     `choice`: which rows, as :func:`analyzer.choice.choose` has it of each input. Parts that recorded nothing
     in the time are not read, compacted ones not even opened; of the others groups of rows are not read that
@@ -269,9 +269,7 @@ class Adding:
         self._by_interval.setdefault(part.interval, Folding()).add(part)
 
     def whole(self, first: OneWay | None = None) -> OneWay:
-        """All of them, in the longest of their intervals as far as the others divide it. `first`: another
-        one, whose ledgers come before theirs.
-        """
+        """All of them, in one interval. `first`: another one, whose ledgers come before theirs."""
         parts = [folding.whole() for folding in self._by_interval.values()]
         return merge(alike(parts if first is None else [first, *parts]))
 

@@ -160,6 +160,24 @@ def test_one_node_in_hours_and_the_other_in_seconds(tmp_path: Path) -> None:
     same_table(after, before)
 
 
+def test_intervals_of_which_none_divides_the_other(tmp_path: Path) -> None:
+    frames = [frame for n in range(12) for frame in later(TALK, n * 5 * NS)]
+    for node, interval in (("agent-1", 10 * NS), ("server-1", 15 * NS)):
+        write_rows(recorded(frames, node, interval), tmp_path / f"{node}.parquet")
+    rows = read_inputs([tmp_path])
+    table = pair(rows)
+    assert rows.interval == 30 * NS
+    assert table["packets_out"].sum() + table["packets_in"].sum() == len(frames)
+    assert len(table) == 2
+
+
+def test_intervals_that_have_nothing_in_common(tmp_path: Path) -> None:
+    for n, interval in enumerate((2**61 - 1, 2**60 - 93)):
+        write_rows(recorded(TALK, f"agent-{n}", interval), tmp_path / f"{n}.parquet")
+    rows = read_inputs([tmp_path])
+    assert (rows.interval, len(pair(rows))) == (0, 1)
+
+
 @pytest.mark.parametrize("name", ["server-1.pcap", "server-1.parquet", "server-1.csv", "server-1.jsonl"])
 def test_one_node_in_seconds_and_the_other_not_cut(name: str, tmp_path: Path) -> None:
     """A capture is cut as the parts beside it are; of a flow table, which cannot be, none is. Both saw the
