@@ -452,6 +452,30 @@ def test_documents_on_standard_output_are_nothing_but_that() -> None:
     assert done.stderr.startswith(b"no --cluster: inferred from the flows")
 
 
+def test_two_documents_are_not_written_into_one_file(tmp_path: Path) -> None:
+    """The second one would take the place of the first."""
+    (tmp_path / "link.json").symlink_to("one.json")
+    for other in ("one.json", "./one.json", "link.json"):
+        done = run("check", OFFENCES, *CLUSTER, "--json", "one.json", "--sarif", other, cwd=tmp_path)
+        assert (done.returncode, b"a file takes one document" in done.stderr) == (2, True)
+    assert not (tmp_path / "one.json").exists()
+    nowhere = ("--json", os.devnull, "--sarif", os.devnull)
+    assert run("check", OFFENCES, *CLUSTER, *nowhere, "--fail-on", "never").returncode == 0
+
+
+def test_a_table_that_would_be_read_the_next_time_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "captures"
+    folder.mkdir()
+    shutil.copy(OFFENCES / "agent-1.pcap", folder)
+    (tmp_path / "link").symlink_to("captures")
+    for words in (("flows", "captures", "-o", "link/a.csv"), ("flows", "link", "-o", "captures/b.csv"),
+                  ("check", "captures", *CLUSTER, "--fail-on", "never", "-o", "captures/c.csv")):  # fmt: skip
+        assert "count twice" in run(*words, cwd=tmp_path).stderr.decode().splitlines()[-1]
+    for words in (("flows", "captures", "-o", "d.csv"), ("flows", "captures", "-o", "-"),
+                  ("flows", "captures/agent-1.pcap", "-o", "captures/e.csv")):  # fmt: skip
+        assert b"twice" not in run(*words, cwd=tmp_path).stderr
+
+
 def test_a_locale_without_arrows_ends_no_run() -> None:
     done = run("check", OFFENCES, *CLUSTER, encoding="ascii")
     assert (done.returncode, done.stderr) == (1, b"")

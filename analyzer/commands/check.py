@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -28,7 +29,7 @@ from analyzer.commands.options import (
     Until,
     refuse_threads,
 )
-from analyzer.commands.output import in_utf8, is_chosen, time_text, window_text, write_text
+from analyzer.commands.output import in_utf8, is_chosen, note_table, time_text, window_text, write_text
 from analyzer.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -127,16 +128,14 @@ def check(
     exposed.
     """
     texts = {"json": json_file, "html": html, "template": accept_template, "junit": junit, "sarif": sarif}
-    to_stdout = [output, *texts.values()].count("-")
-    if to_stdout > 1:
-        raise typer.BadParameter("standard output takes one document: write the others to files")
-    silent = to_stdout == 1
+    silent = _is_on_stdout(list(filter(None, [output, *texts.values()])))
     asked = wanted(since, until, node, port)
     analysis: Told
     if scheduler:
         refuse_threads(threads)
         _refuse(html=html, plots=plots, listeners=listeners)
         analysis = overview_of(inputs, cluster, spec, scheduler, output, asked)
+        note_table(output or "-", inputs)
         step, output = 0, None
     else:
         if output:
@@ -149,10 +148,26 @@ def check(
         _print_analysis(analysis, gate)
     if output or plots:  # of workers neither
         _write_tables(cast("Analysis", analysis), step, output, plots)
+        note_table(output or "-", inputs)
     for name, path in texts.items():
         if path:
             write_text(_text_of(name, analysis, gate), path)
     raise typer.Exit(NOTHING if gate.failing.empty else FOUND)
+
+
+def _is_on_stdout(places: list[str]) -> bool:
+    """Whether one of these is standard output. Raises typer.BadParameter where two are, or are one file."""
+    if places.count("-") > 1:
+        raise typer.BadParameter("standard output takes one document: write the others to files")
+    files = [os.path.realpath(place) for place in places if place != "-" and not _is_device(place)]
+    if len(set(files)) < len(files):
+        raise typer.BadParameter("a file takes one document: give each a name of its own")
+    return "-" in places
+
+
+def _is_device(place: str) -> bool:
+    """Of which the second document does not take the first one's place."""
+    return os.path.exists(place) and not os.path.isfile(place)
 
 
 def _check_suffix(output: str) -> None:

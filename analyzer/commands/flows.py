@@ -25,7 +25,7 @@ from analyzer.commands.options import (
     nanoseconds,
     refuse_threads,
 )
-from analyzer.commands.output import in_utf8
+from analyzer.commands.output import in_utf8, note_table
 from analyzer.errors import CaptureError, ClusterError
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def _here(
     _note_coverage(whole.coverage)
     if output and output != "-":
         console.note(f"wrote {len(table)} flows to {output}")
+        note_table(output, captures)
 
 
 def _choice(asked: Wanted, cluster: str | None) -> Choice:
@@ -165,6 +166,7 @@ def _by_workers(
         )
     _note_coverage(coverage)
     console.note(f"wrote {count} flows to {folder}")
+    note_table(folder, captures)
 
 
 def _note_coverage(coverage: Any) -> None:

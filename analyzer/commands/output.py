@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from analyzer.report import Told
@@ -28,6 +30,18 @@ def write_text(text: str, path: str) -> None:
         return
     replace_text(text, path)
     console.note(f"wrote {path}")
+
+
+def note_table(path: str, inputs: Iterable[str]) -> None:
+    """A note where a table, or a folder of them, was written into a folder that was read: it would be read
+    with it the next time, and what it was made of with it.
+    """
+    from analyzer import console
+
+    place = os.path.realpath(path)
+    for given in filter(os.path.isdir, inputs if path != "-" else ()):
+        if place.startswith(os.path.join(os.path.realpath(given), "")):
+            console.note(f"{path} lies in {given}: read with it, its flows count twice; move it elsewhere")
 
 
 def print_or_write(text: str, path: Path | None) -> None:
