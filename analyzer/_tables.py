@@ -27,7 +27,9 @@ TIMES = ("start", "end")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype="str", keep_default_na=False)
+    with path.open("rb") as file:
+        between = ";" if b"source;" in file.readline(64).replace(b'"', b"") else ","
+    table = pd.read_csv(path, sep=between, dtype="str", keep_default_na=False)
     texts = [name for name in table.columns if name not in (*NUMBERS, *TIMES)]
     return table.assign(**{name: table[name].map(_unescape) for name in texts})
 

@@ -72,6 +72,7 @@ _RANGES = {
 #: fields of a ledger that not every version has
 _LATER = ("not_chosen", "parts_not_read", "drops_lost", "clock_offset")
 GROUP_ROWS = 1 << 16  # rows that are read or left unread together
+_MARK = b"\xef\xbb\xbf"  # with which a spreadsheet begins a CSV file; it may also quote, and write semicolons
 _NO_FLOWS = b"\n"  # all that is in a JSON Lines file of none
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 #: what file systems say that have no second name for a file: FAT, some of networks
@@ -479,13 +480,14 @@ def kind_of(path: Path) -> str:
         return ""
     starts = {
         "parquet": (b"PAR1",),
-        "csv": (b"source,witnesses,",),
+        "csv": (b"source,witnesses,", b"source;witnesses;"),
         "jsonl": (b'{"source":',),
         "capture": (*MAGICS, *NOT_UNPACKED),
     }
     if head == _NO_FLOWS:
         return "jsonl"
-    return next((kind for kind, magics in starts.items() if head.startswith(magics)), "")
+    text = head.removeprefix(_MARK).replace(b'"', b"") if head.startswith((_MARK, b'"')) else head
+    return next((kind for kind, magics in starts.items() if text.startswith(magics)), "")
 
 
 # ---- reading tables ----

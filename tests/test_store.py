@@ -204,6 +204,25 @@ def test_hostile_texts(text: str, suffix: str, tmp_path: Path) -> None:
     assert (back["source"][0], back["witnesses"][0]) == (text, f"{text};other")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"delimiter": ";"}, {"quoting": csv.QUOTE_ALL}, {"delimiter": ";", "quoting": csv.QUOTE_ALL}],
+    ids=["plain", "semicolons", "quoted", "both"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_csv_file_that_a_spreadsheet_saved_is_not_passed_over(
+    form: dict[str, Any], encoding: str, tmp_path: Path
+) -> None:
+    table = pair(merge([fr.read(fr.pcap(TALK), "server-1"), fr.read(fr.pcap(TALK), "agent-1")]))
+    write_flows(table, tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        cells = list(csv.reader(file))
+    with (tmp_path / "t.csv").open("w", newline="", encoding=encoding) as file:
+        csv.writer(file, **form).writerows(cells)
+    assert table["witnesses"].tolist() == ["agent-1;server-1"]
+    same_table(pair(read_inputs([tmp_path])), table)
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_no_cell_of_a_csv_file_is_a_formula(text: str, tmp_path: Path) -> None:
     table = fr.table([fr.flow(AGENT[0], SERVER[0], source=text)])
