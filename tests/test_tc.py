@@ -1117,6 +1117,30 @@ def test_the_link_type_says_what_a_program_sees_first(place: str, tcx: bool) -> 
     assert zeros == [{0}, {0}]
 
 
+def test_of_hundreds_of_interfaces_only_the_one_is_asked_after(
+    place: str, tcx: bool, programs: tuple[Program, Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node has one for each pod: who watches them all would ask for all of them once for each."""
+    asked: list[tuple[int, ...]] = []
+
+    @contextlib.contextmanager
+    def watched() -> Iterator[Any]:
+        with IPRoute() as ip:
+            get_links = ip.get_links
+
+            def noted(*numbers: int) -> Any:
+                asked.append(numbers)
+                return get_links(*numbers)
+
+            ip.get_links = noted
+            yield ip
+
+    monkeypatch.setattr(_links, "IPRoute", watched)
+    with Token() as token, Attachment(UPLINK, *fds(programs), token, tcx=tcx) as attachment:
+        assert (link_type(UPLINK), attachment.behind, attachment.attached()) == (1, [], True)
+    assert asked == [(socket.if_nametoindex(UPLINK),)] * 2
+
+
 def test_a_link_that_cannot_be_watched(place: str) -> None:
     with (
         tun("radio0", ARPHRD_IEEE80211),

@@ -96,6 +96,11 @@ def index_of(interface: str) -> int:
         raise LiveError("no such interface", where=interface, next_step=LISTS) from error
 
 
+def link_of(ip: Any, index: int) -> Any:
+    """One interface, asked for alone: a node has hundreds. NetlinkError where there is none."""
+    return next(iter(ip.get_links(index)))
+
+
 def names(ip: Any) -> dict[int, str]:
     """Interface index → name."""
     return {link["index"]: _name(link) for link in whole(ip.get_links)}
@@ -108,9 +113,7 @@ def link_type(interface: str) -> int:
     """
     index = index_of(interface)
     with netlink(interface) as ip:
-        kind = next((link["ifi_type"] for link in whole(ip.get_links) if link["index"] == index), None)
-    if kind is None:
-        raise LiveError("no such interface", where=interface, next_step=LISTS)
+        kind = link_of(ip, index)["ifi_type"]
     if kind not in LINK_TYPES:
         raise LiveError(
             f"it cannot be watched: hardware type {kind} is neither Ethernet nor bare IP",

@@ -40,6 +40,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from analyzer.capture import _tcx
 from analyzer.capture._links import (
     index_of,
+    link_of,
     link_type,
     local_addresses,
     names,
@@ -370,8 +371,9 @@ def _on_tcx(there: Iterable[tuple[int, int]], mine: Iterable[int], direction: _D
 
 
 def _on_xdp(ip: Any, index: int) -> list[str]:
-    link = next((link for link in whole(ip.get_links) if link["index"] == index), None)
-    attached = link.get_attr("IFLA_XDP") if link is not None else None
+    attached = None
+    with _gone():
+        attached = link_of(ip, index).get_attr("IFLA_XDP")
     program = attached.get_attr("IFLA_XDP_PROG_ID") if attached else None
     return [f"ingress xdp {_tcx.program_name(program)}"] if program else []
 

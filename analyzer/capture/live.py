@@ -51,6 +51,8 @@ PENDING_ROWS = 1_000_000
 LONGEST_NAME = 200
 LISTENERS_EVERY_NS = 60 * NS
 POLL_MS = 100
+#: how many times as long as it took to look after the interfaces nobody looks again
+CHECK_PAUSE = 20
 #: alerts do not wait behind what keeps the node busy; their thread sleeps but for them
 ALERT_NICE = -10
 
@@ -154,6 +156,7 @@ class Collector:
         self._pending: list[OneWay] = []
         self._slot = 0
         self._vanished: list[str] = []
+        self._next_check = 0
         self._before: set[tuple[str, str]] = set()
         self._fault: Exception | None = None
         self._listeners: frozenset[Endpoint] = frozenset()
@@ -189,7 +192,8 @@ class Collector:
                     self._look_ahead()
                 except Exception as error:  # what was counted is written all the same
                     self._fault = error
-            self._finish()
+                until = time.monotonic_ns()  # from now on not all of them are watched
+            self._finish(until)
         if self._fault is not None:
             raise self._fault
         if self._vanished:
@@ -256,6 +260,8 @@ class Collector:
                 stack.enter_context(_tc.Attachment(name, *functions[link], token, tcx=self.order.tcx))
                 for name, link in self._types.items()
             ]
+            self._since = time.monotonic_ns()  # from now on all of them are watched
+            self._ends = self._since + self.order.duration if self.order.duration else None
             self._look_ahead()
             self.teller.started(self)
             yield
@@ -279,8 +285,6 @@ class Collector:
 
     def _begin(self) -> None:
         self._offset = _to_epoch()
-        self._since = time.monotonic_ns()
-        self._ends = self._since + self.order.duration if self.order.duration else None
         self._boundary = self._next_boundary()
         self._program.set_boundary(self._boundary, self._slot)
         self._pending.append(self._at_start())
@@ -299,6 +303,7 @@ class Collector:
             if self._ends is not None and now >= self._ends:
                 return
             if now >= self._boundary:
+                self._look_ahead()
                 self._turn()
                 self._write()
             elif self._fills():
@@ -323,25 +328,28 @@ class Collector:
         self._program.wait_for_readers()
         self._offset = _to_epoch()
         rested, self._slot = self._slot, 1 - self._slot
-        self._look_ahead()
-        self._take(rested)
+        self._take(rested, time.monotonic_ns())
         self._boundary = self._next_boundary()
         self._program.set_boundary(self._boundary, self._slot)
 
-    def _take(self, slot: int) -> None:
-        now = time.monotonic_ns()
+    def _take(self, slot: int, until: int) -> None:
         rows, ledger = self._program.take(slot)
-        self._pending.append(self._one_way(rows, self._coverage(ledger, now), self._facts(slot)))
-        self._since = now
+        self._pending.append(self._one_way(rows, self._coverage(ledger, until), self._facts(slot)))
+        self._since = until
 
     def _check_links(self) -> bool:
-        """Whether no interface is left."""
+        """Whether no interface is left. Of hundreds it takes a while to ask, and is asked less often."""
+        begun = time.monotonic_ns()
+        if begun < self._next_check:
+            return False
         for attachment in [a for a in self._attachments if not a.attached()]:
             attachment.detach()  # it may live on in another namespace
             self._attachments.remove(attachment)
             self._vanished.append(attachment.interface)
             if self._attachments:
                 self._miss(f"{attachment.interface}, since it vanished or was swept")
+        now = time.monotonic_ns()
+        self._next_check = now + CHECK_PAUSE * (now - begun)
         return not self._attachments
 
     def _reload(self) -> None:
@@ -526,11 +534,11 @@ class Collector:
         self.parts += 1
         self.teller.part(Part(path, rows, ledger))
 
-    def _finish(self) -> None:
+    def _finish(self, until: int) -> None:
         """Nothing is attached any more: both tables are at rest."""
         self._program.wait_for_readers()
         for slot in (self._slot, 1 - self._slot):
-            self._take(slot)
+            self._take(slot, until)
         self._write()
         self._summarize()
 
