@@ -2,13 +2,15 @@
 nothing.
 
 Alerts are data and go to standard output; all else goes to standard error. Who reads either of them may
-leave: that ends the capture in order.
+leave: that ends the capture in order. Or he stands still: nothing waits for him but alerts, and these not
+beyond the end.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 import sys
 import threading
@@ -41,6 +43,8 @@ _LOSSES = (
     "overflow", "inner_overflow", "truncated", "malformed", "unsupported", "fragment",
     "inner_truncated", "inner_malformed", "inner_fragment", "alerts_lost", "drops_lost",
 )  # fmt: skip
+#: seconds in which who reads is expected to read on
+_PATIENCE = 1.0
 _PAIR = ("client_role", "server_role", "rule", "verdict")
 
 
@@ -100,6 +104,18 @@ def write(stream: IO[str], text: str) -> bool:
     return True
 
 
+def takes(stream: IO[str], seconds: float) -> bool:
+    """Whether a line can be written without waiting, now or before the time is over: a pipe or a terminal
+    that nobody reads (Ctrl-S) takes none.
+    """
+    asked = select.poll()
+    try:
+        asked.register(stream.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # closed, or none of the system's
+        return True
+    return bool(asked.poll(seconds * 1000))
+
+
 def _silence(stream: IO[str]) -> None:
     """What is written from now on goes nowhere; the interpreter flushes again at exit."""
     with open(os.devnull, "wb") as nowhere:
@@ -116,8 +132,10 @@ def _nobody_reads(stream: IO[str], error: OSError) -> bool:
 
 
 def say_all(lines: Iterable[str]) -> None:
-    """Lines on standard error, after a capture."""
+    """Lines on standard error, after a capture; as many as are read."""
     for line in lines:
+        if not takes(sys.stderr, _PATIENCE):
+            return
         write(sys.stderr, line)
 
 
@@ -126,6 +144,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._collector: Collector | None = None
+        self._untold = self._unsaid = 0
 
     def started(self, capture: Collector) -> None:
         """Says what is watched."""
@@ -133,7 +152,15 @@ class Lines:
         self.note(watched(capture))
 
     def alert(self, alert: Alert) -> None:
-        """Prints it at once. Raises CaptureError where it cannot be written, though somebody reads."""
+        """Prints it at once, or as soon as somebody reads; once the capture ends, not at all where nobody
+        does. Raises CaptureError where it cannot be written, though somebody reads.
+        """
+        while not takes(sys.stdout, 0 if self._untold else _PATIENCE):
+            if self._collector is not None and self._collector.stop.is_set():
+                self._untold += 1
+                if self._untold == 1:
+                    self.note("nobody reads standard output: alerts of the end are only counted")
+                return
         try:
             self._write(sys.stdout, alert.line)
         except OSError as error:
@@ -148,7 +175,13 @@ class Lines:
         self.note(f"{part.path.name}: {counts}, {losses(ledger)}")
 
     def note(self, text: str) -> None:
-        """Prints it."""
+        """Prints it, unless nobody reads."""
+        if not takes(sys.stderr, 0 if self._unsaid else _PATIENCE):
+            self._unsaid += 1
+            return
+        if self._unsaid:
+            left_out, self._unsaid = self._unsaid, 0
+            self._write(sys.stderr, f"nobody read: left out {left_out} lines")
         self._write(sys.stderr, text)
 
     def _write(self, stream: IO[str], text: str) -> None:
@@ -226,6 +259,8 @@ class Screen:
     # ---- drawing, with the lock held ----
 
     def _draw(self) -> None:
+        if self._on_terminal and not takes(sys.stderr, 0):
+            return
         self._live.update(Group(*self._parts()), refresh=True)
         if self._collector is not None and self._on_terminal and not sys.stderr.isatty():  # it hung up
             for stream in (sys.stdout, sys.stderr):

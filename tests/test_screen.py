@@ -8,6 +8,7 @@ import io
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -15,10 +16,11 @@ import sys
 import termios
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import live
 import pytest
@@ -193,6 +195,58 @@ def test_a_reader_who_leaves_ends_the_capture(collector: Collector, name: str) -
         sys.stdout.flush()
         sys.stderr.flush()
     assert (before, after) == (False, True)
+
+
+def fill(stream: IO[str]) -> int:
+    """A pipe that takes no more; how many bytes it holds."""
+    size: int = fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    return os.write(stream.fileno(), b"x" * size)
+
+
+def test_nothing_waits_for_a_reader_who_stands_still(collector: Collector) -> None:
+    lines = Lines()
+    with piped() as ends:
+        full = fill(sys.stderr)
+        told = threading.Thread(target=lambda: deque(map(lines.note, "abc")), daemon=True)
+        told.start()
+        told.join(10)
+        waits = told.is_alive()
+        os.read(ends.err, full)
+        lines.note("d")
+        said = os.read(ends.err, 1000).decode().splitlines()
+        fill(sys.stderr)
+        summary = threading.Thread(target=say_all, args=(ended(collector),), daemon=True)
+        summary.start()
+        summary.join(10)
+        waits |= summary.is_alive()
+        os.read(ends.err, 1 << 16)
+        summary.join()
+    assert (waits, said) == (False, ["nobody read: left out 3 lines", "d"])
+
+
+def test_an_alert_waits_for_its_reader_until_the_end(collector: Collector) -> None:
+    lines = Lines()
+    with piped() as ends:
+        lines.started(collector)
+        full = fill(sys.stdout)
+        told = threading.Thread(target=lines.alert, args=(alert(),), daemon=True)
+        told.start()
+        told.join(0.2)
+        waits = told.is_alive()
+        os.read(ends.out, full)
+        told.join(10)
+        data = os.read(ends.out, 1000).decode()
+        fill(sys.stdout)
+        collector.stop.set()
+        last = threading.Thread(target=lambda: deque(map(lines.alert, [alert()] * 1000)), daemon=True)
+        last.start()
+        last.join(10)
+        ends_not = last.is_alive()
+        os.read(ends.out, 1 << 16)
+        last.join()
+        *_, said = os.read(ends.err, 1000).decode().splitlines()
+    assert (waits, data, ends_not) == (True, f"{alert().line}\n", False)
+    assert said == "nobody reads standard output: alerts of the end are only counted"
 
 
 def test_output_that_cannot_be_written_is_an_error(collector: Collector) -> None:
