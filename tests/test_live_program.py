@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import struct
+import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -573,6 +574,14 @@ def test_tables_that_do_not_fit_leave_those_in_use(live: Live, cluster: Cluster)
     live.sees([fr.segment((agent.addresses[0], 50000), (other.addresses[0], 4444), SYN)])
     assert [(a.client, a.port) for a in live.alerts(cluster, spec)] == [(agent.name, 4444)]
     live.program.judge_by(tables)  # the room of what did not fit is free again
+
+
+def test_no_disk_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's root may be read-only, and have no /tmp."""
+    require_bpf()
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    with Program(1024) as program:
+        assert len(program.functions(1)) == 2
 
 
 def test_nothing_is_judged_without_a_cluster() -> None:

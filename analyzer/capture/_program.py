@@ -12,13 +12,12 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,6 +206,11 @@ def features() -> Features:
     return Features((*who, "-DDROPS", f"-DNETWORK_NAMESPACE={namespace}u", *macros), (), reasons)
 
 
+def _in_memory() -> IO[str]:
+    """A file on no disk: in a container there may be none that can be written."""
+    return os.fdopen(os.memfd_create("said"), "w+", encoding="utf-8", errors="replace")
+
+
 @contextmanager
 def _stderr_to(sink: Any) -> Iterator[None]:
     """BCC and clang write to descriptor 2, whatever Python thinks of it."""
@@ -263,7 +267,7 @@ class Program:
     def _compiled(self, bpf: Any) -> Any:
         flags = [f"-I{source_folder()}", "-w", f"-DFLOWS={self.flows}"]
         flags += [f"-D{name.upper()}_LINKS" for name in self._links] + list(self.features.macros)
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        with _in_memory() as said:
             try:
                 with warnings.catch_warnings(), _stderr_to(said):
                     warnings.simplefilter("ignore")  # BCC's own
@@ -290,7 +294,7 @@ class Program:
 
     def close(self) -> None:
         """Lets all of it go; a second call does nothing."""
-        with tempfile.TemporaryFile("w+") as sink, _stderr_to(sink):
+        with _in_memory() as sink, _stderr_to(sink):
             self._bpf.cleanup()
 
     def __enter__(self) -> Program:
@@ -306,7 +310,7 @@ class Program:
         return self._function(f"{name}_in"), self._function(f"{name}_out")
 
     def _function(self, name: str) -> int:
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        with _in_memory() as said:
             try:
                 with _stderr_to(said):
                     return int(self._bpf.load_func(name.encode(), self._sched_cls).fd)
