@@ -187,6 +187,15 @@ class _Scene:
         return _those(rows, self.explainable, _PORT) if len(rows) else rows
 
     @cached_property
+    def last_spoke(self) -> pd.Series[Any]:
+        """When the last flow began in which a member sent something, by its name."""
+        flows = self.flows[["client_node", "server_node", "start", "packets_out", "packets_in"]]
+        sent = {"client_node": flows["packets_out"] > 0, "server_node": flows["packets_in"] > 0}
+        starts = [flows[which].groupby(side, observed=True)["start"].max() for side, which in sent.items()]
+        spoke: pd.Series[Any] = pd.concat(starts).groupby(level=0).max()
+        return spoke
+
+    @cached_property
     def explainable(self) -> Frame:
         """Findings that a cause may explain, with `from` and `to`."""
         found = self.findings[self.findings["kind"].isin(_EXPLAINED)]
@@ -245,7 +254,18 @@ def _unanswered(scene: _Scene, ports: Sequence[int]) -> Frame:
 def _join_blocked(scene: _Scene) -> Frame:
     """More than one SYN to a server that takes nodes in, and no answer."""
     silent = _unanswered(scene, _JOIN_PORTS)
-    return silent[(silent["server_role"] != "agent") & (silent["packets_out"] >= _SEVERAL)]
+    silent = silent[(silent["server_role"] != "agent") & (silent["packets_out"] >= _SEVERAL)]
+    return _sure_if_up(scene, silent)
+
+
+def _sure_if_up(scene: _Scene, silent: Frame) -> Frame:
+    """`sure`: the server's machine was up meanwhile, as its own capture or a later flow with packets of it
+    shows; one that is down looks the same.
+    """
+    if silent.empty:
+        return silent
+    spoke = silent["to"].map(scene.last_spoke).ge(silent["start"]).to_numpy()
+    return silent.assign(sure=spoke | _watched(scene, silent))
 
 
 def _rejected(scene: _Scene) -> Frame:
@@ -258,8 +278,10 @@ def _rejected(scene: _Scene) -> Frame:
 
 
 def _etcd_silent(scene: _Scene) -> Frame:
-    """The supervisor answers this server, etcd on the same machine does not."""
-    return _those(_unanswered(scene, (_ETCD,)), scene.tcp((_SUPERVISOR,), "answered"), _PAIR)
+    """The supervisor answers this server, etcd on the same machine does not. An agent is rightly kept out."""
+    silent = _unanswered(scene, (_ETCD,))
+    silent = silent[(silent["client_role"] != "agent") & (silent["server_role"] != "agent")]
+    return _those(silent, scene.tcp((_SUPERVISOR,), "answered"), _PAIR)
 
 
 def _server_is_api(scene: _Scene) -> Frame:
@@ -297,10 +319,13 @@ def _strangers(scene: _Scene, ports: Sequence[int], *outcomes: str) -> Frame:
 
 
 def _old_address(scene: _Scene) -> Frame:
-    """An address that is no node resets a node that asks for the supervisor again and again."""
+    """An address that is no node resets a node that asks for the supervisor again and again. One that answers
+    too is in use: a load balancer, say, while the server behind it restarts.
+    """
+    answered = scene.tcp((_SUPERVISOR,), "answered")
     reset = _strangers(scene, (_SUPERVISOR,), "refused")
     reset = reset[(reset["flows"] >= _SEVERAL) & (reset["to"] != _NAT_ADDRESS)]
-    return reset.assign(sure=reset["from"].isin(scene.tcp((_SUPERVISOR,), "answered")["from"]))
+    return _without(reset.assign(sure=reset["from"].isin(answered["from"])), answered, ("to",))
 
 
 def _nat_address(scene: _Scene) -> Frame:
@@ -310,13 +335,16 @@ def _nat_address(scene: _Scene) -> Frame:
 
 
 def _typha_blocked(scene: _Scene) -> Frame:
-    return _unanswered(scene, (_TYPHA,))
+    """One Typha is enough for a node: it tries the next one where the first is silent."""
+    silent = _without(_unanswered(scene, (_TYPHA,)), scene.tcp((_TYPHA,), "answered"), ("from",))
+    return _sure_if_up(scene, silent)
 
 
 def _kubelet_blocked(scene: _Scene) -> Frame:
     """Servers do not reach agents' kubelets."""
     silent = _unanswered(scene, (_KUBELET,))
-    return silent[(silent["server_role"] == "agent") & (silent["client_role"] != "agent")]
+    silent = silent[(silent["server_role"] == "agent") & (silent["client_role"] != "agent")]
+    return _sure_if_up(scene, silent)
 
 
 # ---- the pod network ----
@@ -339,18 +367,18 @@ def _unanswered_carriers(scene: _Scene) -> Frame:
     return carriers.assign(lost=np.array(left, bool) & ~np.array(arrived, bool) & both, sure=arrived)
 
 
-def _watched(scene: _Scene, carriers: Frame) -> npt.NDArray[np.bool_]:
-    """Whether a capture of the other end's node was running while these carriers were sent, by one clock."""
+def _watched(scene: _Scene, sent: Frame) -> npt.NDArray[np.bool_]:
+    """Whether a capture of the other end's node was running while these flows were sent, by one clock."""
     windows: dict[str, list[tuple[int, int]]] = {}
     for ledger in scene.coverage:
         node = capturing_node(ledger.source, scene.cluster.members)
         windows.setdefault(node, []).append((ledger.start, ledger.end))
-    ends = zip(carriers["to"], carriers["start"], carriers["end"], strict=True)
+    ends = zip(sent["to"], sent["start"], sent["end"], strict=True)
     running = [
         any(begin <= end.value and start.value <= until for begin, until in windows.get(to, ()))
         for to, start, end in ends
     ]
-    wrong = carriers[["from", "to"]].isin(off_time(scene.coverage, scene.cluster.members)).any(axis=1)
+    wrong = sent[["from", "to"]].isin(off_time(scene.coverage, scene.cluster.members)).any(axis=1)
     return np.array(running, bool) & ~wrong.to_numpy()
 
 
@@ -570,7 +598,7 @@ SIGNATURES = (
         "rancher/rke2-docs#390",
         "Open tcp/9345 and tcp/6443 from every node to every server: in the servers' own firewalls and in "
         "the security groups between them. Try `nc -vz SERVER 9345` from the node.",
-        ("high", "high"),
+        ("high", "medium"),
         _join_blocked,
     ),
     Signature(
@@ -638,7 +666,7 @@ SIGNATURES = (
         "and no routes",
         "rancher/rke2#1996, rancher/rancher#34300",
         "Open tcp/5473 between all nodes. Only nodes without a Typha of their own show it.",
-        ("high", "high"),
+        ("high", "medium"),
         _typha_blocked,
     ),
     Signature(
@@ -647,7 +675,7 @@ SIGNATURES = (
         "with `egress-selector-mode: disabled` logs and exec fail",
         "rancher/rke2#3481",
         "Open tcp/10250 between all nodes, in the agents' own firewalls and in the security groups.",
-        ("high", "high"),
+        ("high", "medium"),
         _kubelet_blocked,
     ),
     Signature(

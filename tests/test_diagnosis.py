@@ -321,6 +321,11 @@ NEAR = (
         {"server-2.pcap": [*quick(*talk(S2, JOIN)), *quick(*refusal(S2, ETCD), since=1)]},
     ),
     Near(
+        "etcd-port-closed",
+        "it is an agent, which the firewall of a healthy cluster keeps away from etcd",
+        {"agent-1.pcap": [*quick(*talk(A, JOIN)), *silent(A2, ETCD, since=1)]},
+    ),
+    Near(
         "server-url-is-6443",
         "the node has a supervisor too",
         {"agent-1.pcap": [*SIGNS["server-url-is-6443"]["agent-1.pcap"], *JOINED]},
@@ -360,6 +365,16 @@ NEAR = (
         "it is a server's address: that one restarts",
         {"agent-1.pcap": [*quick(*refusal(A, JOIN)), *quick(*refusal(A2, JOIN), since=5)]},
     ),
+    Near(
+        "old-server-address",
+        "a load balancer that the cluster file does not have: it answers before and after",
+        {
+            "agent-1.pcap": [
+                *SIGNS["old-server-address"]["agent-1.pcap"],
+                *quick(*talk((AGENT, 40010), (OUTSIDE, 9345)), since=7),
+            ]
+        },
+    ),
     Near("old-server-address", "once only", {"agent-1.pcap": quick(*refusal(A, (OUTSIDE, 9345)))}),
     Near("nat-address-advertised", "another service there", {"agent-1.pcap": quick(*talk(A, (NAT, 443)))}),
     Near(
@@ -368,6 +383,11 @@ NEAR = (
         {"agent-1.pcap": quick(*refusal(A, ("10.0.2.2", 9345)))},
     ),
     Near("typha-blocked", "Typha runs elsewhere: it resets", {"agent-1.pcap": quick(*refusal(A, TYPHA))}),
+    Near(
+        "typha-blocked",
+        "another Typha answers this node",
+        {"agent-1.pcap": [*silent(A, TYPHA), *quick(*talk(A2, (SERVER_2, 5473)), since=4)]},
+    ),
     Near("typha-blocked", "Typha answers", {"agent-1.pcap": quick(*talk(A, TYPHA))}),
     Near("kubelet-blocked", "a server's kubelet", {"server-2.pcap": silent(S2, (SERVER, 10250))}),
     Near("kubelet-blocked", "the agent restarts: it resets", {"server-2.pcap": quick(*refusal(S2, KUBELET))}),
@@ -598,6 +618,20 @@ def test_by_two_clocks_nothing_is_lost_between_two_captures() -> None:
         assert set(diagnose(replace(of, coverage=tuple(wrong)))["name"]) == {"vxlan-one-way"}
 
 
+@pytest.mark.parametrize("signature", ["join-blocked", "typha-blocked", "kubelet-blocked"])
+def test_a_machine_that_may_be_down_makes_silence_unsure(signature: str) -> None:
+    """It is heard after the first SYN: as server, as client, by its own capture; or before it only."""
+    (captures,) = SIGNS[signature].items()
+    name, frames = captures
+    asked = AGENT if signature == "kubelet-blocked" else SERVER
+    serving, asking = talk((AGENT_2, 41000), (asked, 30080)), talk((asked, 41000), (AGENT_2, 10250))
+    later = [{name: [*frames, *quick(*heard, since=3)]} for heard in (serving, asking)]
+    own = {name: frames, f"{'agent-1' if asked == AGENT else 'server-1'}.pcap": quick(fr.arp(), since=1)}
+    before = {name: [*quick(*serving, since=-3), *frames]}
+    told = [only(analysis(of))["confidence"] for of in (*later, own, before, SIGNS[signature])]
+    assert told == ["high", "high", "high", "medium", "medium"]
+
+
 def test_captures_without_times_end_in_a_table() -> None:
     for captures in SIGNS.values():
         parts = [fr.read(fr.pcapng(frames, kind="simple"), name) for name, frames in captures.items()]
@@ -664,7 +698,8 @@ def test_many_pairs_are_counted() -> None:
 
 
 def test_the_surest_come_first() -> None:
-    both = analysis({"agent-1.pcap": [*tunnel(silent(P, WEB)), *silent((AGENT_2, 40000), TYPHA)]})
+    up = quick(*talk((SERVER, 40000), (SERVER_2, 2380)), since=9)
+    both = analysis({"agent-1.pcap": [*tunnel(silent(P, WEB)), *silent((AGENT_2, 40000), TYPHA), *up]})
     told = diagnose(both)
     assert list(zip(told["name"], told["confidence"], strict=True)) == [
         ("typha-blocked", "high"),
