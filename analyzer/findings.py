@@ -84,8 +84,8 @@ KINDS = {
     ),
     "foreign-tunnel": (
         "{client} (no node of the cluster) sends tunnel traffic to {server} ({server_role}) on {port}",
-        "Whoever can send it can put packets into the pod network. Let only nodes reach this port; or, if "
-        "the address belongs to a node, add it to the cluster file.",
+        "{what_of_it} Let only nodes reach this port; or, if the address belongs to a node, add it to the "
+        "cluster file.",
     ),
     "scan": (
         "{client} ({client_role}) tried {targets} of {server}, mostly in vain: {outcomes}",
@@ -103,6 +103,7 @@ _VERDICT_WORDS = {
 }
 FAILED = ("refused", "unreachable", "unanswered")
 _TUNNEL_PORTS = (4789, 6081, 8472, 51820, 51821, 51871)
+_WIREGUARD_PORTS = (51820, 51821, 51871)
 _ETCD_PORTS = (2379, 2380, 2381)
 _JOIN_PORTS = (6443, 9345)
 _NODE_PORTS = range(30000, 32768)
@@ -683,6 +684,7 @@ def _blocked(
         return capturing_node(observer, cluster.members)
 
     captured = {node_of(ledger.source) for ledger in coverage}
+    several = {name for name, _, addresses in cluster.rows() if _are_several(addresses)}
     for (client, server, protocol, port), of in flows.groups(proven, *_PAIR_AND_PORT):
         severity = _BLOCKED_SEVERITY.get(port, "medium")
         drops = _drops(flows.column("drops", of), flows.weights(of), node_of)
@@ -690,14 +692,15 @@ def _blocked(
         near = of[meanwhile[of]] if client in captured else _NO_ROWS
         seen_by = _seen_by(flows.column("witnesses", near), node_of)
         left = client in seen_by or (bool(len(near)) and client in dropping)
-        where = [*_drop_advice(drops), *_where_lost(client, server, left, seen_by | dropping)]
+        where = [*_drop_advice(drops), *_where_lost(client, server, left, seen_by | dropping, several)]
         where += [
             advice
-            for outcome, advice in _OUTCOME_ADVICE.items()
+            for outcome, advice in (_OUTCOME_ADVICE if meanwhile[of].any() else _ADVICE_AFAR).items()
             if flows.among("outcome", (outcome,), of).any()
         ]
         if port in _LOOPBACK_PORTS and {reason for _, reason, _ in drops} <= {"NO_SOCKET"}:
-            where = [_LOOPBACK_ADVICE]
+            refused = flows.among("outcome", ("refused",), of).all()
+            where = [_LOOPBACK_ADVICE] if refused else [*where, _LOOPBACK_BEHIND]
         words = {"where": " ".join(where), "dropped": _drop_words(drops)}
         yield _Draft("blocked", severity, of, client, server, protocol, port, words)
 
@@ -772,6 +775,9 @@ def _drop_advice(drops: Sequence[tuple[str, str, int]]) -> Iterator[str]:
 _LOOPBACK_ADVICE = (
     "RKE2 binds this port to loopback unless told otherwise: being refused is the default, not a fault."
 )
+_LOOPBACK_BEHIND = (
+    "RKE2 binds this port to loopback unless told otherwise: then nothing serves it there anyway."
+)
 
 
 def too_late(
@@ -796,10 +802,18 @@ def _seen_by(witnesses: _Coded, node_of: Callable[[str], str]) -> set[str]:
     return {node_of(name) for text in texts for name in text.split(";")}
 
 
-def _where_lost(client: str, server: str, left: bool, seen_by: set[str]) -> list[str]:
-    """What the observers at both ends say about where it was lost. A node whose kernel dropped it had it."""
+def _are_several(addresses: Collection[str]) -> bool:
+    """Whether two are of one family: those of a dual stack are most often of one interface."""
+    return max(Counter(":" in address for address in addresses).values(), default=0) > 1
+
+
+def _where_lost(client: str, server: str, left: bool, seen_by: set[str], several: set[str]) -> list[str]:
+    """What the observers at both ends say about where it was lost. A node whose kernel dropped it had it.
+    `several`: nodes that have several addresses, and perhaps an interface that was not captured.
+    """
     place = _SERVER_SAW if server in seen_by else _SERVER_DID_NOT
-    return [place.format(client=client, server=server)] if left else []
+    doubt = [_OF_WHICH.format(server=server)] if server in several - seen_by else []
+    return [place.format(client=client, server=server), *doubt] if left else []
 
 
 _SERVER_SAW = (
@@ -810,10 +824,16 @@ _SERVER_DID_NOT = (
     "It left {client} and never came to {server}, as both captures show: it is lost between {client} and "
     "{server}. Look at what is there: security groups, firewalls, switches, routes."
 )
+_OF_WHICH = "{server} has several addresses: see that it was captured on the interface of this one."
 _OUTCOME_ADVICE = {
     "refused": "A reset says that nothing listens there, or that a firewall rejects with a reset.",
     "unreachable": "ICMP says that a firewall rejects it, as firewalld does, or that nothing is there.",
     "unanswered": "Silence says that a firewall drops it, or that the answer is lost.",
+}
+#: the same where no capture of the server shows that this is up
+_ADVICE_AFAR = _OUTCOME_ADVICE | {
+    "unanswered": "Silence says that a firewall drops it, that the answer is lost, or that the machine is "
+    "down.",
 }
 
 
@@ -869,7 +889,17 @@ def _meant_for_outside(flows: FlowColumns, served: Rows, spec: Spec) -> npt.NDAr
 
 def _foreign_tunnels(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:
     for (client, server, protocol, port), of in _from_outside(flows, rows[tunnelled(flows, rows)]):
-        yield _Draft("foreign-tunnel", "high", of, client, server, protocol, port)
+        away = bool(flows.among("outcome", ("unreachable",), of).all())
+        words = {"what_of_it": _TURNED_AWAY if away else _TUNNEL_WORDS[port in _WIREGUARD_PORTS]}
+        yield _Draft("foreign-tunnel", "high", of, client, server, protocol, port, words)
+
+
+#: whether it is WireGuard → what a stranger's packets are
+_TUNNEL_WORDS = {
+    False: "Whoever can send it can put packets into the pod network.",
+    True: "WireGuard takes in nothing without the key of a peer, and answers nobody else.",
+}
+_TURNED_AWAY = "ICMP says that it was turned away."
 
 
 def tunnelled(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:

@@ -178,6 +178,8 @@ def test_blocked(client: str, port: int, protocol: str, severity: str, outcome: 
     assert (finding["kind"], finding["severity"], finding["port"]) == ("blocked", severity, port)
     assert finding["outcomes"] == {outcome: 1}
     assert ("loopback" in finding["advice"]) == (severity == "info")
+    assert ("not a fault" in finding["advice"]) == (severity == "info" and outcome == "refused")
+    assert ("Silence" in finding["advice"]) == (outcome == "unanswered")
 
 
 @pytest.mark.parametrize(
@@ -291,6 +293,25 @@ def test_blocked_says_where_it_was_lost(name: str) -> None:
     advice = only(found(row, coverage=tuple(replace(ledger(), source=f) for f in files)))["advice"]
     assert ("It left" in advice) == bool(words)
     assert words in advice
+
+
+def test_a_server_of_several_addresses_may_have_been_captured_elsewhere() -> None:
+    """Where its capture has the packet there is no doubt."""
+    server = replace(CLUSTER.nodes[0], addresses=(SERVER, "192.168.7.11"))
+    cluster = replace(CLUSTER, nodes=(server, *CLUSTER.nodes[1:]))
+    coverage = tuple(ledger(source=name) for name in ("agent-1.pcap", "server-1.pcap"))
+    dual = replace(CLUSTER, nodes=(replace(server, addresses=(SERVER, "fd00:7::11")), *CLUSTER.nodes[1:]))
+    for witnesses, doubt in (("agent-1.pcap", True), ("agent-1.pcap;server-1.pcap", False)):
+        row = failed(AGENT, SERVER, source="agent-1.pcap", witnesses=witnesses)
+        told = [only(found(row, coverage=coverage, cluster=of))["advice"] for of in (cluster, dual, CLUSTER)]
+        assert ["several addresses" in advice for advice in told] == [doubt, False, False]
+
+
+def test_silence_of_a_machine_that_nobody_captured_may_be_that_of_one_that_is_down() -> None:
+    row = failed(AGENT, SERVER, source="agent-1.pcap")
+    for names, down in ((("agent-1.pcap",), True), (("agent-1.pcap", "server-1.pcap"), False)):
+        coverage = tuple(ledger(source=name) for name in names)
+        assert ("or that the machine is down" in only(found(row, coverage=coverage))["advice"]) == down
 
 
 #: (start, end) of the server's capture in seconds after the first of three SYNs within 3 s → whether it was
@@ -591,6 +612,14 @@ def test_foreign_tunnel(port: int, make: Any) -> None:
     """Even unanswered: what came in came in."""
     finding = only(found(make(OUTSIDE, AGENT, port, "udp")))
     assert (finding["kind"], finding["severity"], finding["port"]) == ("foreign-tunnel", "high", port)
+    assert ("into the pod network" in finding["advice"]) == (port < 10000)
+
+
+def test_a_foreign_tunnel_that_is_turned_away_puts_nothing_into_the_pod_network() -> None:
+    away = failed(OUTSIDE, AGENT, 8472, "udp", outcome="unreachable")
+    in_it = failed(OUTSIDE, AGENT, 8472, "udp", client_port=40001)
+    told = ["into the pod network" in only(found(*rows))["advice"] for rows in ((away,), (away, in_it))]
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize(
