@@ -113,10 +113,12 @@ def compare(old: Document, new: Document, growth: float = GROWTH) -> Change:
 
 
 def _side_by_side(old: Document, new: Document) -> pd.DataFrame:
-    """One row for each pair of either, with `…_old` and `…_new`; 0 where it is not. Counts stay Python's own
-    numbers until none is missing: a float would round them.
+    """One row for each pair of either, with `…_old` and `…_new`; 0 where it is not. What one run has as one
+    row of many addresses or ports is one row of the other too. Counts stay Python's own numbers until none is
+    missing: a float would round them.
     """
-    sides = [pd.DataFrame(list(run.pairs), columns=list(PAIR), dtype=object) for run in (old, new)]
+    folded = _folded(old) | _folded(new)
+    sides = [pd.DataFrame(_rows(run, folded), columns=list(PAIR), dtype=object) for run in (old, new)]
     both = sides[0].merge(sides[1], on=list(KEY), how="outer", suffixes=("_old", "_new"), indicator=True)
     for name in ("scope", "rule", "verdict"):
         both[name] = both[f"{name}_new"].where(both[f"{name}_new"].notna(), both[f"{name}_old"])
@@ -136,31 +138,63 @@ def _factor(both: pd.DataFrame, measure: str, old_window: float, new_window: flo
 
 
 def _pair_changes(both: pd.DataFrame, old: Document, new: Document, growth: float) -> list[str]:
-    """The change of each row; `rare` where too little was to come to be missed, empty for none."""
+    """The change of each row; `rare` where too little was to come to be missed, empty for none. That one of a
+    pair's ports became many is new, and that many became few: which ports these are is not known.
+    """
+    before, after = (_is_among(both, {key for key in _folded(run) if key[-1] == 0}) for run in (old, new))
+    came, went = (both["_merge"] == side for side in ("right_only", "left_only"))
     tests = {
-        "new": (both["_merge"] == "right_only") & ~_folded_in(both, old),
-        "gone": (both["_merge"] == "left_only") & ~_folded_in(both, new) & _is_missed(both, old, new),
-        "rare": (both["_merge"] == "left_only") & ~_folded_in(both, new),
+        "new": came | (after & ~before),
+        "gone": (went & _is_missed(both, old, new)) | (before & ~after & ~went),
+        "rare": went,
         "grown": (both["_merge"] == "both") & _is_grown(both, new.window, growth),
     }
     words = np.select([np.asarray(test, bool) for test in tests.values()], list(tests), "")
     return [str(word) for word in words]
 
 
-def _folded_in(both: pd.DataFrame, run: Document) -> npt.NDArray[np.bool_]:
-    """Whether an address or a port is one of the many that the other run has as one row."""
-    folded = {tuple(row[name] for name in KEY) for row in run.pairs if _is_folded(row)}
-    keys = zip(*(both[name] for name in KEY), strict=True)
-    return np.array([bool(folded & set(_folds(*key))) for key in keys], bool)
+_Key = tuple[Any, ...]
+
+
+def _is_among(both: pd.DataFrame, keys: set[_Key]) -> npt.NDArray[np.bool_]:
+    return np.array([key in keys for key in zip(*(both[name] for name in KEY), strict=True)], bool)
+
+
+def _key(row: Mapping[str, Any]) -> _Key:
+    return tuple(row[name] for name in KEY)
+
+
+def _folded(run: Document) -> set[_Key]:
+    """The rows that stand for many addresses, or for many ports."""
+    return {_key(row) for row in run.pairs if _is_folded(row)}
 
 
 def _is_folded(row: Mapping[str, Any]) -> bool:
     return MANY in (row["client"], row["server"]) or (row["port"] == 0 and row["protocol"] not in ICMP)
 
 
-def _folds(client: str, server: str, protocol: str, port: int) -> tuple[tuple[object, ...], ...]:
-    """The rows that this one could be part of."""
-    return (MANY, server, protocol, port), (client, MANY, protocol, port), (client, server, protocol, 0)
+def _rows(run: Document, folded: set[_Key]) -> list[dict[str, Any]]:
+    """The pairs of a run, with those as one that are part of the same folded row of either run."""
+    rows: dict[_Key, dict[str, Any]] = {}
+    for row in run.pairs:
+        key = _place(row, folded)
+        known = rows.get(key)
+        if known is None:
+            rows[key] = row | dict(zip(KEY, key, strict=True))
+        else:
+            known |= {name: known[name] + row[name] for name in _MEASURES}
+    return list(rows.values())
+
+
+def _place(row: Mapping[str, Any], folded: set[_Key]) -> _Key:
+    """Its own key, or that of the folded row that it is part of: of ports only those that no rule names are,
+    of addresses only those outside.
+    """
+    client, server, protocol, port = _key(row)
+    ports = (port, 0) if row["rule"] == "" and protocol not in ICMP else (port,)
+    outside = ((MANY, server), (client, MANY)) if row["scope"] == "external" else ()
+    widest_first = [(*ends, protocol, at) for at in reversed(ports) for ends in (*outside, (client, server))]
+    return next((key for key in widest_first if key in folded), _key(row))
 
 
 def _is_missed(both: pd.DataFrame, old: Document, new: Document) -> npt.NDArray[np.bool_]:
@@ -186,14 +220,37 @@ def _is_grown(both: pd.DataFrame, window: float, growth: float) -> npt.NDArray[n
 
 def finding_changes(old: Document, new: Document) -> pd.DataFrame:
     """Findings that are new, worse or fixed: DataFrame with :data:`FINDINGS`."""
-    before = {finding["id"]: finding for finding in old.findings}
-    after = {finding["id"] for finding in new.findings}
-    rows = [_finding(f, since(f["severity"], before.get(f["id"])), before.get(f["id"])) for f in new.findings]
-    rows += [_finding(f, "fixed", f) for f in old.findings if f["id"] not in after]
+    before, after = Earlier(old), Earlier(new)
+    parts = {_crowd(finding) for finding in new.findings}
+    rows = [_finding(f, since(f["severity"], before.of(f)), before.of(f)) for f in new.findings]
+    rows += [
+        _finding(f, "fixed", f)
+        for f in old.findings
+        if after.of(f) is None and not (f["client"] == MANY and _crowd(f) in parts)
+    ]
     table = pd.DataFrame([row for row in rows if row["change"]], columns=list(FINDINGS))
     ranks = {"change": FINDING_CHANGES.index, "severity": SEVERITIES.index}
     order = [table[name].map(rank).to_numpy(dtype=np.int64) for name, rank in ranks.items()]
     return table.iloc[np.lexsort((order[1], order[0]))].reset_index(drop=True)
+
+
+class Earlier:
+    """The findings of a run, to be asked for that of another run's: the one with its id, or the one of many
+    addresses that it is part of.
+    """
+
+    def __init__(self, run: Document) -> None:
+        self.by_id = {finding["id"]: finding for finding in run.findings}
+        self._crowds = {_crowd(finding): finding for finding in run.findings if finding["client"] == MANY}
+
+    def of(self, finding: Mapping[Any, Any]) -> dict[str, Any] | None:
+        """None where there is none."""
+        return self.by_id.get(finding["id"]) or self._crowds.get(_crowd(finding))
+
+
+def _crowd(finding: Mapping[Any, Any]) -> _Key:
+    """What findings of single addresses have in common with that of many."""
+    return tuple(finding[name] for name in ("kind", "server", "protocol", "port"))
 
 
 def since(severity: str, before: Mapping[str, Any] | None) -> str:

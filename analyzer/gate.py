@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analyzer.accept import Acceptance, check_known
-from analyzer.change import since
+from analyzer.change import Earlier, since
 from analyzer.findings import COLUMNS as FINDING
 from analyzer.findings import SEVERITIES
 
@@ -97,26 +97,25 @@ def decide(
 
     Raises SpecError where an accepted id is neither a finding's of this run nor one of the baseline's.
     """
-    before = {finding["id"]: finding for finding in baseline.findings} if baseline else {}
-    check_known(accepted, [*findings["id"], *before])
+    before = Earlier(baseline) if baseline else None
+    check_known(accepted, [*findings["id"], *(before.by_id if before else ())])
     entries = {entry.finding: entry for entry in accepted}
     rows = [
-        _state(row["id"], row["severity"], before if baseline else None, entries.get(row["id"]), today)
-        for row in findings[["id", "severity"]].to_dict("records")
+        _state(row, before, entries.get(row["id"]), today)
+        for row in findings[list(_ASKED)].to_dict("records")
     ]
     added = pd.DataFrame(rows, columns=list(COLUMNS)[len(FINDING) :], index=findings.index)
     added["expired"] = added["expired"].astype(bool)
     return Gate(pd.concat([findings, added], axis=1), fail_on, baseline.name if baseline else "")
 
 
+_ASKED = ("id", "severity", "kind", "client", "server", "protocol", "port")
+
+
 def _state(
-    identity: str,
-    severity: str,
-    before: Mapping[str, Mapping[str, Any]] | None,
-    entry: Acceptance | None,
-    today: date,
+    finding: Mapping[Any, Any], before: Earlier | None, entry: Acceptance | None, today: date
 ) -> dict[str, Any]:
-    change = "" if before is None else since(severity, before.get(identity))
+    change = "" if before is None else since(finding["severity"], before.of(finding))
     known = before is not None and not change
     accepted = entry is not None and entry.holds(today)
     expired = entry is not None and not accepted

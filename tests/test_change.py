@@ -169,8 +169,36 @@ def test_addresses_within_many_are_neither_new_nor_gone(outside_is: str) -> None
     flows = [flow(a, SERVER) if outside_is == "client" else flow(SERVER, a) for a in outside]
     few, many = run(*flows[:-1]), run(*flows)
     ends = (MANY, "server-1") if outside_is == "client" else ("server-1", MANY)
-    assert changes(few, many) == {(*ends, "tcp", 6443): "new"}
-    assert changes(many, few) == {(*ends, "tcp", 6443): "gone"}
+    assert changes(few, many) == changes(many, few) == {}
+    assert changes(run(), many) == {(*ends, "tcp", 6443): "new"}
+    assert changes(many, run()) == {(*ends, "tcp", 6443): "gone"}
+    twice = run(*[row | {"packets_out": 6000} for row in flows[:-1]])
+    (grown,) = compare(many, twice).pairs.to_dict("records")
+    assert (grown["change"], grown["client"], grown["server"]) == ("grown", *ends)
+    assert (grown["packets_old"], grown["packets_new"]) == (11 * (MANY_CLIENTS + 1), 6005 * MANY_CLIENTS)
+
+
+def test_a_node_is_none_of_many_addresses_outside() -> None:
+    crowd = [flow(f"192.0.2.{n}", AGENT, 30080) for n in range(MANY_CLIENTS + 1)]
+    one = flow(AGENT_2, AGENT, 30080)
+    assert changes(run(*crowd), run(*crowd, one)) == {("agent-2", "agent-1", "tcp", 30080): "new"}
+    assert changes(run(*crowd, one), run(*crowd)) == {("agent-2", "agent-1", "tcp", 30080): "gone"}
+
+
+def test_one_of_many_addresses_is_no_new_finding_and_its_own_is_not_fixed() -> None:
+    """The crowd itself is one where there were few: over 50 are more than there were."""
+    flows = [flow(f"192.0.2.{n}", SERVER, 10250) for n in range(MANY_CLIENTS + 1)]
+    few, many = run(*flows[:-1]), run(*flows)
+    told = {
+        name: list(zip(table["change"], table["title"].str.startswith(MANY), strict=True))
+        for name, table in (
+            ("grows", compare(few, many).findings),
+            ("shrinks", compare(many, few).findings),
+        )
+    }
+    assert told == {"grows": [("new", True)], "shrinks": []}
+    assert list(finding_changes(many, run()).values()) == ["fixed"]
+    assert list(finding_changes(few, run()).values()) == ["fixed"] * MANY_CLIENTS
 
 
 def test_ports_within_a_scan_are_neither_new_nor_gone() -> None:
@@ -178,6 +206,15 @@ def test_ports_within_a_scan_are_neither_new_nor_gone() -> None:
     scan = [failed(AGENT, AGENT_2, port, outcome="refused") for port in range(7000, 7100)]
     assert changes(run(*one), run(*one, *scan)) == {("agent-1", "agent-2", "tcp", 0): "new"}
     assert changes(run(*one, *scan), run(*one)) == {("agent-1", "agent-2", "tcp", 0): "gone"}
+    (row,) = compare(run(*one), run(*one, *scan)).pairs.to_dict("records")
+    assert (row["packets_old"], row["packets_new"]) == (11, 11 + 3 * 100)
+
+
+def test_a_port_that_a_rule_names_is_none_of_a_scan() -> None:
+    scan = [failed(AGENT, SERVER, port, outcome="refused") for port in range(7000, 7100)]
+    etcd = flow(AGENT, SERVER, 2379)
+    assert changes(run(*scan), run(*scan, etcd)) == {("agent-1", "server-1", "tcp", 2379): "new"}
+    assert changes(run(*scan, etcd), run(*scan)) == {("agent-1", "server-1", "tcp", 2379): "gone"}
 
 
 def test_an_echo_reply_folds_nothing() -> None:

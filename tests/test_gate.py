@@ -34,7 +34,7 @@ from runs import (
 from analyzer.accept import Acceptance
 from analyzer.documents import Document
 from analyzer.errors import SpecError
-from analyzer.findings import KINDS, SEVERITIES
+from analyzer.findings import KINDS, MANY_CLIENTS, SEVERITIES
 from analyzer.gate import COLUMNS, NEVER, STATES, Gate, at_or_above, decide
 from analyzer.pipeline import FINGERPRINT, KIND_WORDS, LEVELS, junit, sarif
 from analyzer.report import document
@@ -90,6 +90,14 @@ def test_a_baseline_leaves_out_what_it_has() -> None:
     assert ids(gate.failing) == ids(gate.of("open"))
     assert gate.of("open")["change"].tolist() == ["new"]
     assert list(gate.notes()) == ["2 findings are left out, known from old.json"]
+
+
+def test_one_of_many_addresses_that_the_baseline_has_is_known() -> None:
+    """51 clients outside are one finding, 50 are each its own."""
+    clients = [flow(f"192.0.2.{n}", SERVER, 10250) for n in range(MANY_CLIENTS + 1)]
+    few, many = (analysis(*flows).findings for flows in (clients[1:], clients))
+    assert set(decide(few, TODAY, baseline=run(*clients)).findings["state"]) == {"known"}
+    assert set(decide(many, TODAY, baseline=run(*clients[1:])).findings["change"]) == {"new"}
 
 
 def test_a_known_finding_that_became_graver_is_open_again() -> None:
