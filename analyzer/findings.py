@@ -64,6 +64,8 @@ NEEDED = (
     *("process", "pid", "pod", "drops", "client_node", "server_node", "client_role", "server_role"),
     *("scope", "rule", "verdict"),
 )
+#: without them a reset is an answer
+_FLAGS = ("tcp_flags_out", "tcp_flags_in")
 
 #: kind → (title, what it probably means and what to do)
 KINDS = {
@@ -289,6 +291,7 @@ _ANOTHER_CLUSTER = (
 )
 _EMPTY = ("it holds no frames", "Check the interface and the capture filter.")
 _NO_ROWS: Rows = np.zeros(0, np.intp)
+_SYN, _RST, _ACK = 0x02, 0x04, 0x10
 _NEVER, _LAST = np.iinfo(np.int64).min, np.iinfo(np.int64).max  # NaT, and after all times
 
 
@@ -344,8 +347,12 @@ def find(
     with :data:`COLUMNS`; `outcomes` holds dicts, `evidence` lists of dicts with `source` and `first_frame`.
     Raises CaptureError where a column lacks.
     """
-    judged = given(judged, "find()", NEEDED)
+    judged = given(judged, "find()", _needed(judged))
     return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess, strange), spec)
+
+
+def _needed(judged: pd.DataFrame) -> tuple[str, ...]:
+    return (*NEEDED, *(name for name in _FLAGS if name in judged))
 
 
 def members(
@@ -359,7 +366,7 @@ def members(
 
     Arguments are those of :func:`find`. Positions are intp arrays, as long as the finding's `flows` says.
     """
-    judged = given(judged, "members()", NEEDED)
+    judged = given(judged, "members()", _needed(judged))
     _, drafts = _drafts(judged, cluster, spec, coverage, remarks)
     return {_id(draft): draft.rows for draft in drafts}
 
@@ -468,6 +475,21 @@ class FlowColumns:
         first = np.zeros(len(rows), np.int64)
         first[np.unique(self.numbers(rows, *_FIVE_TUPLE), return_index=True)[1]] = 1
         return first
+
+    def shut(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether nothing but resets came back to TCP that opened nothing: a scan without SYN at a closed
+        port. A reset has ACK only where what it answers has none (RFC 9293 3.10.7.1), so that a connection's
+        acknowledgements are told from it.
+        """
+        if "shut" in self.judged:
+            known: npt.NDArray[np.bool_] = self.number("shut", rows)
+            return known
+        if not set(_FLAGS) <= set(self.judged):
+            return np.zeros(len(rows), bool)
+        out, back = (self.number(name, rows) for name in _FLAGS)
+        resets = (back == _RST) | ((back == (_RST | _ACK)) & (out & _ACK == 0))
+        found: npt.NDArray[np.bool_] = resets & (out & _SYN == 0) & self.among("protocol", ("tcp",), rows)
+        return found
 
     def column(self, name: str, rows: Rows) -> _Coded:
         """A column of texts, or ports."""
@@ -653,7 +675,7 @@ def _violations(flows: FlowColumns, rows: Rows) -> Iterator[_Draft]:
     told = [flows.column(name, firsts).values() for name in ("verdict", *_ROLES)]
     for ((client, server, protocol, port), of), *said in zip(groups, *told, strict=True):
         first = dict(zip(("verdict", *_ROLES), said, strict=True)) | {"protocol": protocol, "port": port}
-        through = not flows.among("outcome", FAILED, of).all()
+        through = not (flows.among("outcome", FAILED, of) | flows.shut(of)).all()
         what = next(name for name, holds in _VIOLATION_TESTS if holds(first))
         roles = {name: first[name] or "outside" for name in _ROLES}
         words = {
@@ -857,6 +879,7 @@ def answered_outside(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.bool_]:
         flows.among("scope", ("external",), rows)
         & ~flows.among("server_node", ("",), rows)
         & flows.among("outcome", ("answered",), rows)
+        & ~flows.shut(rows)
         & ~_is_tunnel(flows, rows)
     )
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: what findings tell flows apart by
 _ALIKE = ("from", "to", "protocol", "port", "scope", "client_role", "server_role", "rule", "verdict",
-          "outcome", "source", "witnesses", "drops", "process", "pid", "pod", "watched")  # fmt: skip
+          "outcome", "source", "witnesses", "drops", "process", "pid", "pod", "watched", "shut")  # fmt: skip
 _SUMS = ("flows", "attempts", "packets_out", "packets_in", "bytes_out", "bytes_in")
 #: columns that say nothing to findings, nor in which order flows come
 _UNTOLD = ("outer_client", "outer_server", "tcp_flags_out", "tcp_flags_in", "direction_by")
@@ -55,8 +55,8 @@ def telling(
 
     Columns are those of `judged` but five, and `flows` (int64): how many each row stands for; `attempts`
     (int64): how many of those are the first of their 5-tuple, of pairs that also failed; `apart` (bool): its
-    own time matters; `watched` (bool): see :func:`analyzer.findings.watched`. Rows are in the order of a
-    flow table.
+    own time matters; `watched` (bool): see :func:`analyzer.findings.watched`; `shut` (bool): see
+    :meth:`analyzer.findings.FlowColumns.shut`. Rows are in the order of a flow table.
     """
     flows = FlowColumns(judged)
     rows = relevant(flows)
@@ -69,7 +69,9 @@ def telling(
     apart, blocked = _apart(flows, kept, coverage, nodes), _blocked(flows, kept)
     seen = np.zeros(len(kept), bool)
     seen[blocked] = watched(flows, kept[blocked], coverage, nodes)
-    return _folded(table.assign(flows=1, attempts=attempts[here], apart=apart, watched=seen))
+    return _folded(
+        table.assign(flows=1, attempts=attempts[here], apart=apart, watched=seen, shut=flows.shut(kept))
+    )
 
 
 def joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

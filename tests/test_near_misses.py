@@ -213,6 +213,18 @@ ROWS: dict[str, Row] = {
         [segment(A, API, PUSH, 9), segment(API, A, RST)],
         TO_API,
     ),
+    "a scan from outside by ACK, FIN, or no flag at all": Row(
+        "a reset to what opens nothing is a closed port's answer; no kubelet is exposed by it",
+        [
+            segment((OUTSIDE, 40000), (AGENT, 10250), ACK),
+            segment((AGENT, 10250), (OUTSIDE, 40000), RST),
+            segment((OUTSIDE, 40001), (AGENT, 2379), FIN),
+            segment((AGENT, 2379), (OUTSIDE, 40001), RST | ACK),
+            segment((OUTSIDE, 40002), (AGENT, 9345), 0),
+            segment((AGENT, 9345), (OUTSIDE, 40002), RST | ACK),
+        ],
+        {(OUTSIDE, "agent-1", "tcp", port, "not-judged", "answered") for port in (10250, 2379, 9345)},
+    ),
     "half closed": Row(
         "the client has said all it has to say, the server goes on",
         [*handshake(A, API), segment(A, API, FIN | ACK), *[segment(API, A, PUSH, 900)] * 3],
@@ -416,6 +428,18 @@ WRONG: dict[str, tuple[list[bytes], set[Found]]] = {
     "ephemeral ports on both sides between nodes": (
         talk((AGENT, 45000), (AGENT_2, 50000)),
         {("violation", "medium", 50000)},
+    ),
+    "a kubelet's connection that ends with a reset": (
+        [
+            segment((OUTSIDE, 40000), (AGENT, 10250), ACK),
+            segment((AGENT, 10250), (OUTSIDE, 40000), ACK),
+            segment((AGENT, 10250), (OUTSIDE, 40000), RST),
+        ],
+        {("exposure", "critical", 10250)},
+    ),
+    "etcd tried by an agent without SYN, and reset": (
+        [segment((AGENT, 40000), (SERVER, 2379), ACK), segment((SERVER, 2379), (AGENT, 40000), RST)],
+        {("violation", "high", 2379)},
     ),
     "a pod's port asked of a node": (talk((AGENT_2, 40000), (AGENT, 8080)), {("violation", "medium", 8080)}),
     "VXLAN one way": (

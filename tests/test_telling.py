@@ -54,6 +54,8 @@ ANY: dict[str, tuple[Sequence[Any], ...]] = {
     "process": ((None,), ("curl", "nc")),
     "packets_out": ((1,), (1, 2)),
     "bytes_out": (range(40, 1500),),
+    "tcp_flags_out": ((0x1B,), (0x10, 0x1B)),
+    "tcp_flags_in": ((0x1B,), (0x04, 0x1B)),
     "first_frame": (range(1000),),
 }
 
