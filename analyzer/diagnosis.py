@@ -47,7 +47,8 @@ _EXPLAINED = ("blocked", "violation", "foreign-tunnel")
 _PROHIBITED = (("icmp", 3, 9), ("icmp", 3, 10), ("icmp", 3, 13), ("icmpv6", 1, 1))
 #: the same of a packet that is too large (RFC 792, RFC 4443 3.2)
 _TOO_BIG = (("icmp", 3, 4), ("icmpv6", 2, 0))
-_NAT_ADDRESS = "10.0.2.15"  # VirtualBox's NAT and QEMU's user network give it to every machine
+#: VirtualBox's NAT and QEMU's user network give it to every machine; a cluster may have its own such network
+_NAT_ADDRESS, _NAT_NETWORK = "10.0.2.15", "10.0.2."
 _FIXED_VNIS = (1, 4096)  # flannel's and Calico's, whoever sends
 _FEW = 3  # pairs named in a cause, places in its evidence
 _SEVERAL = 2
@@ -324,14 +325,20 @@ def _old_address(scene: _Scene) -> Frame:
     """
     answered = scene.tcp((_SUPERVISOR,), "answered")
     reset = _strangers(scene, (_SUPERVISOR,), "refused")
-    reset = reset[(reset["flows"] >= _SEVERAL) & (reset["to"] != _NAT_ADDRESS)]
+    reset = reset[(reset["flows"] >= _SEVERAL) & ~_is_nat(scene, reset)]
     return _without(reset.assign(sure=reset["from"].isin(answered["from"])), answered, ("to",))
 
 
 def _nat_address(scene: _Scene) -> Frame:
     """A node asks for the supervisor at the address that every such machine has."""
     rows = _strangers(scene, _JOIN_PORTS, "refused", "unanswered", "unreachable")
-    return rows[rows["to"] == _NAT_ADDRESS]
+    return rows[_is_nat(scene, rows)]
+
+
+def _is_nat(scene: _Scene, rows: Frame) -> pd.Series[bool]:
+    """Whether it is the address of NAT, and not another machine's beside the nodes."""
+    among_nodes = any(text.startswith(_NAT_NETWORK) for text in scene.member_of)
+    return (rows["to"] == _NAT_ADDRESS) & (not among_nodes)
 
 
 def _typha_blocked(scene: _Scene) -> Frame:
@@ -704,9 +711,10 @@ SIGNATURES = (
         "From one moment on no pod of a node answers, while the node itself does: its forwarding rules were "
         "probably flushed",
         "rancher/rke2#774",
-        "Was `firewall-cmd --reload`, or anything else that reloads the firewall, run on the node at that "
-        "time? Restart its Canal pod, which writes the rules again, and disable firewalld.",
-        ("high", "medium"),
+        "Was the node drained? Else: was `firewall-cmd --reload`, or anything else that reloads the "
+        "firewall, run on it at that time? Restart its Canal pod, which writes the rules again, and disable "
+        "firewalld.",
+        ("medium", "low"),
         _pods_stopped,
     ),
     Signature(

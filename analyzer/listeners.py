@@ -646,8 +646,8 @@ def _silent(
 
 
 _SILENT_ADVICE = (
-    "All nodes that could ask or answer were captured. Either the capture is too short, or nobody uses it: "
-    "then a firewall need not let it through."
+    "Of any two nodes that could use it one at least was captured. Either the capture is too short, or "
+    "nobody uses it: then a firewall need not let it through."
 )
 
 

@@ -77,7 +77,7 @@ FAILED: dict[str, tuple[str, str, list[str], set[tuple[str, int]]]] = {
         *("virtual-address-as-vtep", "high", ["agent-3", "api"]),
         {("blocked", 8472)},
     ),
-    "pods-stop": ("pods-stopped", "medium", ["server-1"], set()),
+    "pods-stop": ("pods-stopped", "low", ["server-1"], set()),
 }
 
 
@@ -666,8 +666,11 @@ def test_icmp_too_big_makes_a_black_hole_sure() -> None:
     assert told["nodes"] == ["agent-1", "agent-2"]
 
 
-def test_two_pods_make_stopped_pods_sure() -> None:
-    assert only(shown("pods-stopped"))["confidence"] == "high"
+def test_two_pods_make_stopped_pods_surer_than_one_and_a_drained_node_looks_the_same() -> None:
+    one = tunnel([*quick(*talk(P, WEB)), *quick(*talk(P2, (POD_2, 9000)), since=1)])
+    ended = tunnel([*silent((POD, 50002), WEB, since=20), *silent((POD, 50003), (POD_2, 9000), since=21)])
+    of_one = analysis({"agent-1.pcap": [*one, *ended], "agent-2.pcap": ALIVE})
+    assert [only(of)["confidence"] for of in (shown("pods-stopped"), of_one)] == ["medium", "low"]
     assert "server-1: " not in only(shown("pods-stopped"))["cause"]
 
 
@@ -695,6 +698,15 @@ def test_many_pairs_are_counted() -> None:
     )
     assert len(told["findings"]) == 8
     assert len(told["nodes"]) == 9
+
+
+def test_that_address_is_another_machine_where_the_nodes_are_of_its_network() -> None:
+    """A subnet of a cloud, say: no machine has a NAT of its own there."""
+    refused = [f for n in (0, 5) for f in quick(*refusal((AGENT, 40000 + n), (NAT, 9345)), since=n)]
+    known, spec = fr.read(fr.pcap(refused), "agent-1.pcap"), load_spec()
+    there = replace(CLUSTER, nodes=(*CLUSTER.nodes, Node("server-3", "server", ("10.0.2.11",))))
+    told = [names(Analysis.of(known, of, spec)) for of in (CLUSTER, there)]
+    assert told == [{"nat-address-advertised"}, {"old-server-address"}]
 
 
 def test_the_surest_come_first() -> None:
