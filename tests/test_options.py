@@ -61,7 +61,7 @@ def _values(parameter: Any, context: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("text", "ns"),
-    [("60s", 60 * 10**9), ("5", 5 * 10**9), ("1.5ms", 1_500_000), (".5us", 500), ("2h", 7200 * 10**9)],
+    [("60s", 60 * 10**9), ("5.s", 5 * 10**9), ("1.5ms", 1_500_000), (".5us", 500), ("2h", 7200 * 10**9)],
 )
 def test_durations(text: str, ns: int) -> None:
     assert (nanoseconds(text, "--interval"), age(text, "--keep")) == (ns, ns)
@@ -70,6 +70,34 @@ def test_durations(text: str, ns: int) -> None:
 def test_what_is_not_given_is_none_and_an_age_may_be_in_days() -> None:
     assert nanoseconds(None, "--interval") == 0
     assert (age("0", "--keep"), age("30d", "--keep")) == (0, 30 * 86400 * 10**9)
+
+
+def test_a_number_alone_is_seconds_and_no_age() -> None:
+    """`prune --keep 30` is meant as days, and would leave half a minute."""
+    assert nanoseconds("30", "--interval") == 30 * 10**9
+    for text in ("30", "1.5"):
+        with pytest.raises(typer.BadParameter, match="is no duration: write 30d"):
+            age(text, "--keep")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("store", "prune", "--dry-run", "--keep", "30d", ""),  # which else is the folder that this runs in
+        ("store", "show", ""),
+        ("capture", "--duration", "1ms", "-o", ""),
+        ("check", "x", "--cluster", ""),  # which else is inferred
+        *(("check", "x", option, "") for option in ("--json", "--html", "-o", "--plots", "--accept")),
+        ("check", "x", "--listeners", "y", "--listeners", ""),
+        ("flows", "x", ""),
+        ("listeners", "--node", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_text_is_what_a_variable_that_is_not_set_leaves(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 2
+    assert "an empty text; is a variable not set?" in done.stderr
 
 
 @pytest.mark.parametrize(

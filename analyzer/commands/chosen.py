@@ -81,6 +81,5 @@ def moment(text: str, now: int, option: str) -> int:
 
 def _so_long(text: str, option: str) -> int:
     with suppress(typer.BadParameter):
-        if text == "0" or not text.isdecimal():  # 2026 is a year that lacks its day, not seconds
-            return age(text, option)
+        return age(text, option)
     raise refused(f"{text!r} is no time: write 2026-11-24T10:00 (UTC), or 2h for so long ago", option)

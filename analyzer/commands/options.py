@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NOTHING, FOUND, INPUT_FAULT, UNABLE = 0, 1, 2, 3
 _UNITS = {"ns": 1, "us": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_BARE = {"": 10**9}  # a number alone is seconds
 _DURATION = re.compile(r"(\d+\.?\d*|\.\d+)([a-z]*)", re.ASCII)
 _NS_LIMIT = 2**63  # as rows count time
 
@@ -47,6 +48,7 @@ class _Group(_Quick, TyperGroup):
 
 def _value(parameter: Any, otherwise: Any, context: Any, value: Any) -> Any:
     several = parameter.multiple or parameter.nargs == -1
+    _refuse_empty(parameter, context, value if several and value else (value,))
     kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     if not _has_type(value, kind, several=several) or (parameter.required and not value):
         return otherwise(context, value)
@@ -54,6 +56,15 @@ def _value(parameter: Any, otherwise: Any, context: Any, value: Any) -> Any:
     if several:
         taken = () if value is None else list(value)
     return parameter.callback(context, parameter, taken) if parameter.callback else taken
+
+
+def _refuse_empty(parameter: Any, context: Any, given: Any) -> None:
+    """A variable that is not set leaves an empty text. As a folder it would be the one that this runs in,
+    which `store prune` empties; as a file to write, none.
+    """
+    source = context.get_parameter_source(parameter.name)
+    if "" in given and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter("an empty text; is a variable not set?", ctx=context, param=parameter)
 
 
 def _has_type(value: Any, kind: Any, *, several: bool) -> bool:
@@ -243,15 +254,18 @@ def refuse_threads(threads: int | None) -> None:
 
 
 def nanoseconds(text: str | None, option: str) -> int:
-    """`60s`, `5m`, `500ms` to ns; 0 for None. An empty text (a variable that is not set) is no duration.
+    """`60s`, `5m`, `500ms`, `60` to ns; 0 for None. An empty text (a variable that is not set) is no
+    duration.
 
     Raises typer.BadParameter that names the option.
     """
-    return 0 if text is None else _duration(text, option, _UNITS, "60s, 5m or 500ms")
+    return 0 if text is None else _duration(text, option, _UNITS | _BARE, "60s, 5m or 500ms")
 
 
 def age(text: str, option: str) -> int:
-    """As :func:`nanoseconds`, and days: `30d`; `0` for none."""
+    """As :func:`nanoseconds`, and days: `30d`; `0` for none. A number alone may be meant as days, and what is
+    older than as many seconds would be deleted: it needs its unit.
+    """
     return 0 if text == "0" else _duration(text, option, {**_UNITS, "d": 24 * _UNITS["h"]}, "30d, 12h or 60s")
 
 
@@ -272,7 +286,7 @@ def name_of(text: str, option: str) -> str:
 
 def _duration(text: str, option: str, units: Mapping[str, int], examples: str) -> int:
     found = _DURATION.fullmatch(text)
-    ns = float(found[1]) * units.get(found[2] or "s", 0) if found else 0
+    ns = float(found[1]) * units.get(found[2], 0) if found else 0
     if not 1 <= ns < _NS_LIMIT:
         raise refused(f"{text!r} is no duration: write {examples}", option)
     return int(ns)
