@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -29,7 +30,16 @@ from analyzer.commands.options import (
     Until,
     refuse_threads,
 )
-from analyzer.commands.output import in_utf8, is_chosen, note_table, time_text, window_text, write_text
+from analyzer.commands.output import (
+    end_unheard,
+    in_utf8,
+    is_chosen,
+    note_table,
+    reader_stays,
+    time_text,
+    window_text,
+    write_text,
+)
 from analyzer.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -144,14 +154,15 @@ def check(
             inputs, cluster, spec, listeners or (), aside=silent, threads=threads, wanted=asked
         )
     gate = _gate(analysis, fail_on, baseline, accept)
-    if not silent:
-        _print_analysis(analysis, gate)
+    heard = silent or reader_stays(partial(_print_analysis, analysis, gate))
     if output or plots:  # of workers neither
         _write_tables(cast("Analysis", analysis), step, output, plots)
         note_table(output or "-", inputs)
     for name, path in texts.items():
         if path:
             write_text(_text_of(name, analysis, gate), path)
+    if not heard:
+        end_unheard()
     raise typer.Exit(NOTHING if gate.failing.empty else FOUND)
 
 

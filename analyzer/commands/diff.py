@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analyzer.commands.judged import doubting, inferred, rows_of
 from analyzer.commands.options import FOUND, NOTHING, RUN_HELP, FailOn, SpecName
-from analyzer.commands.output import write_text
+from analyzer.commands.output import end_unheard, reader_stays, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,10 +71,11 @@ def diff(
 
     runs = _runs((old, new), cluster, spec, aside=json_file == "-")
     change = compare(runs[old], runs[new], growth)
-    if json_file != "-":
-        _print_change(change)
+    heard = json_file == "-" or reader_stays(partial(_print_change, change))
     if json_file:
         write_text(json.dumps(change.to_dict(), indent=1) + "\n", json_file)
+    if not heard:
+        end_unheard()
     worse = change.findings[change.findings["change"] != "fixed"]
     raise typer.Exit(FOUND if at_or_above(worse["severity"], fail_on.value).any() else NOTHING)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from analyzer.report import Told
@@ -18,6 +19,30 @@ def in_utf8() -> None:
     """What follows on standard output is a document: it is written as a file is, whatever the locale."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def reader_stays(tell: Callable[[], None]) -> bool:
+    """Tells, on standard output; whether its reader heard all. One that leaves early (`| head`) ends nothing
+    yet: the files that were asked for too are still to be written.
+    """
+    if not hasattr(signal, "SIGPIPE"):
+        tell()
+        return True
+    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        tell()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich leaves by the latter
+        return False
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    return True
+
+
+def end_unheard() -> None:
+    """As the signal ends who writes for a reader that has left."""
+    signal.raise_signal(signal.SIGPIPE)
 
 
 def write_text(text: str, path: str) -> None:
