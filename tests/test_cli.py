@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -289,6 +290,22 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert done.stdout.startswith(b"client")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("check", OFFENCES, "--plots", "pictures"), ("diff", BASELINE, OFFENCES)],
+    ids=lambda command: command[0],
+)
+def test_a_reader_that_leaves_early_takes_no_file_along(command: tuple[object, ...], tmp_path: Path) -> None:
+    """`check … --json result.json | head`; the exit status is the signal's, as where no file is written."""
+    words = shlex.join(map(str, (COMMAND, *command, *CLUSTER, "--json", "result.json")))
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{words} | true"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr.splitlines()[-1] == "wrote result.json"
+    assert json.loads((tmp_path / "result.json").read_text())
+    assert "--plots" not in command or len(list((tmp_path / "pictures").iterdir())) == 6
+
+
 def test_help_does_not_import_pandas() -> None:
     code = "import sys, analyzer.cli; sys.exit('pandas' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -532,6 +549,15 @@ def test_cut_to_standard_output_is_the_same_file(tmp_path: Path) -> None:
     assert run("cut", OFFENCES, *CLUSTER, "-f", SSH, "-o", "-").stdout == small.read_bytes()
 
 
+def test_a_cut_has_nowhere_to_go_where_standard_output_is_closed() -> None:
+    words = ("cut", OFFENCES, *CLUSTER, "-f", SSH, "-o", "-")
+    closed = ("sh", "-c", 'exec "$@" >&-', "sh", COMMAND, *words)
+    done = subprocess.run(list(map(str, closed)), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "into a pipe" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_cut_without_a_cluster_keeps_standard_output_clean() -> None:
     done = run("cut", OFFENCES, "-f", "exposure-e1a5e4c329", "-o", "-")
     assert done.stdout.startswith(b"\n\r\r\n")
@@ -554,6 +580,18 @@ def test_explain_without_tshark_is_status_3_and_says_what_to_install(tmp_path: P
     assert (done.returncode, done.stdout) == (3, b"")
     assert done.stderr.startswith(b"rke2-flows: tshark is not installed")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_ctrl_c_that_ends_tshark_is_no_fault_of_tshark(tmp_path: Path) -> None:
+    """A terminal sends it to both, and tshark may be asked for its version just then."""
+    pytest.importorskip("pyshark")
+    tshark = tmp_path / "tshark"
+    tshark.write_text("#!/bin/sh\nkill -INT 0\nsleep 9\n")
+    tshark.chmod(0o755)
+    words = list(map(str, (COMMAND, "explain", OFFENCES, *CLUSTER, "-f", SSH)))
+    done = subprocess.run(words, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+                          start_new_session=True, capture_output=True, timeout=60, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"rke2-flows: interrupted\n")
 
 
 @pytest.mark.parametrize("command", [("explain",), ("cut", "-o", "small.pcapng")])

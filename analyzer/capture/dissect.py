@@ -143,6 +143,12 @@ class _Job:
             return runner.run(self._dissect(runner.get_loop()))
 
     async def _dissect(self, loop: asyncio.AbstractEventLoop) -> bool:
+        try:
+            return await self._listen(loop)
+        finally:
+            await asyncio.sleep(0)  # Ctrl-C, which ends tshark too, goes before what is said of that
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop) -> bool:
         capture = self.pyshark.FileCapture(
             str(self.path),
             keep_packets=False,

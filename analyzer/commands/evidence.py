@@ -62,7 +62,7 @@ def cut(
     from analyzer.cut import keep
     from analyzer.store import replacing
 
-    if output == "-" and sys.stdout.isatty():
+    if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
         raise typer.BadParameter("a capture is no text: write it to a file, or into a pipe")
     keep(inputs, output)
     analysis, _ = analysis_of(inputs, cluster, spec, aside=True)
