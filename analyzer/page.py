@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MAX_FINDINGS = 1200
 MAX_NODES = 128
 _GRAVEST = 5
+_NAME_ROOM = 24  # characters of a node's name in the matrix
 _LEVELS = 4  # shades of a cell with allowed traffic alone
 
 #: (kind, verdict), or kind alone → what it probably means
@@ -154,6 +155,14 @@ def visible(value: Any) -> Any:
 
 def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def middle(name: str) -> str:
+    """A node's name as the matrix has room for it, with … in the middle: nodes of one pool have the same
+    beginning.
+    """
+    text, half = str(visible(name)), (_NAME_ROOM - 1) // 2
+    return text if len(text) <= _NAME_ROOM else f"{text[: _NAME_ROOM - 1 - half]}…{text[-half:]}"
 
 
 def number(value: int) -> str:
@@ -627,6 +636,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "number": number,
         "short": short,
+        "middle": middle,
         "moment": moment,
         "clock": clock,
         "prose": prose,

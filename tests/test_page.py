@@ -175,6 +175,19 @@ def shown(offences: Shown) -> Shown:
     return offences
 
 
+# ---- names ----
+
+
+def test_nodes_of_one_pool_are_told_apart_by_the_end_of_their_names() -> None:
+    names = [f"production-eu-workers-7d9f8b6c5-{n}" for n in ("x2x9q", "k7wlm")]
+    cluster = Cluster("prod", tuple(Node(name, "agent", (address(n),)) for n, name in enumerate(names)))
+    text = render(analysis_of([fr.flow(address(0), address(1), 10250)], cluster))
+    told = re.findall(r'<th scope="row"><button [^>]*title="([^"]*)"><bdi>([^<]*)', text)
+    assert [title for title, _ in told] == names
+    assert len({shown for _, shown in told}) == 2
+    assert all(len(shown) < 26 for _, shown in told)
+
+
 # ---- the same numbers ----
 
 READ_ROLES = """[...document.querySelectorAll('.panel')].flatMap((panel) => {
