@@ -8,10 +8,11 @@ import signal
 import sys
 from typing import NoReturn
 
-from analyzer.errors import INTERRUPTED
+from analyzer.errors import INTERRUPTED, LiveError
 
 #: objects made before cycles among them are looked for: to load modules makes many, and nearly no cycle
 _GARBAGE = 100_000
+_AGAIN = "install it again: `pip install rke2-flows`, in a clone `pip install -e .`"
 
 
 def main() -> NoReturn:
@@ -43,6 +44,9 @@ def _run() -> int:
             from analyzer.cli import run  # noqa: PLC0415
 
             return run()
+    except ImportError as error:  # of what is optional it was said where it is used
+        print(f"rke2-flows: this installation is not whole: {error} ({_AGAIN})", file=sys.stderr)
+        return LiveError.exit_status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # asked for twice: it is about to be done
         # where it came amid an exec(), as dataclasses and named tuples are made, the interpreter holds it for

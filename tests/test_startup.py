@@ -64,3 +64,32 @@ def test_heavy_packages_are_imported_where_they_are_used(name: str, tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not unused & set(done.stderr.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("typer", ("--help",)),
+        ("analyzer.capture._reader", CHECK),
+        ("matplotlib", (*CHECK, "--plots", "{folder}")),
+        ("pyroute2", ("doctor",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_installation_that_lacks_a_module_is_said(
+    module: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A clone in which nothing was built, or an environment from which something was removed."""
+    argv = ["rke2-flows", *(word.format(folder=tmp_path) for word in words)]
+    program = (
+        f"import sys, runpy; sys.argv = {argv!r}; sys.modules[{module!r}] = None\n"
+        "runpy.run_module('analyzer', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("rke2-flows: this installation is not whole: ")
+    assert module.rpartition(".")[2] in said
