@@ -28,11 +28,13 @@ Where the two differ, the file stands in ``EXCEPTIONS`` with the reason, and mus
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import frames as fr
 import pytest
 from conftest import PUBLIC, RECORDED, SHARED, ZEEK, require_program, require_shared
 from oracles import TCP, UDP, Count, Counts, Dissected, Key, one_way_counts, quoted_keys, tshark
@@ -276,6 +278,37 @@ def test_packet_blocks() -> None:
         blocks = dict(re.findall(r"^\t(\w+): (\d+)$", output.read_text(encoding="utf-8"), re.MULTILINE))
         _, ledger, _ = read(PUBLIC / output.name.removesuffix(".blocks.txt"))
         assert ledger.frames == sum(int(blocks.get(kind, 0)) for kind in ("EPB", "SPB", "PB"))
+
+
+#: blocks of pcapng that are no packets: a journal's entry, a custom one, sysdig's event, secrets, one unknown
+NO_PACKETS = {
+    "journal": (9, b"__REALTIME_TIMESTAMP=1735689600000000\nMESSAGE=hello\n"),
+    "custom": (0xBAD, struct.pack("<I", 32473) + b"custom"),
+    "custom, not to be copied": (0x40000BAD, struct.pack("<I", 32473) + b"custom"),
+    "sysdig": (0x204, struct.pack("<HQQIH", 0, fr.EPOCH, 1, 26, 0)),
+    "secrets": (10, struct.pack("<II", 0x544C534B, 4) + b"none"),
+    "unknown": (0x1234, b"unknown"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_PACKETS)
+def test_frames_have_the_numbers_that_wireshark_gives_them(kind: str, tmp_path: Path) -> None:
+    """It numbers some blocks that are no packets, too."""
+    require_program("tshark")
+    talks = [fr.timed(fr.handshake(("10.10.0.21", port), ("10.10.0.11", 6443))) for port in (40000, 40001)]
+    between = fr.block("<", *NO_PACKETS[kind])
+    head = fr.pcapng(talks[0], more=between * 2)
+    path = fr.save(tmp_path, "capture.pcapng", head + fr.pcapng(talks[1])[len(fr.pcapng([])) :])
+    fields = ["-T", "fields", "-e", "frame.number", "-e", "tcp.flags.syn", "-e", "tcp.flags.ack"]
+    done = subprocess.run(
+        ["tshark", "-r", path, *fields], capture_output=True, text=True, check=False, timeout=60
+    )
+    opened = [int(n) for n, *flags in map(str.split, done.stdout.splitlines()) if flags == ["1", "0"]]
+    one_way = read_capture(path)
+    rows = one_way.rows[one_way.rows["dst_port"] == 6443]
+    assert len(opened) == 2
+    assert sorted(rows["first_frame"].tolist()) == opened
+    assert one_way.coverage[0].frames == 6
 
 
 # ---- flows that other projects' tests expect ----

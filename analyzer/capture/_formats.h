@@ -112,7 +112,7 @@ static void read_frame(struct reader *r, const struct frame *f, __u32 interface)
     struct cut *cut = r->meter.cut;
 
     if (cut)
-        cut_begin(cut, r->meter.ledger.frames + 1);
+        cut_begin(cut, frame_number(&r->meter) + 1);
     count_frame(&r->meter, f);
     if (!cut)
         return;
@@ -449,6 +449,17 @@ static __u32 known_drops(struct reader *r, struct body body)
     return drops == 0xffff ? 0 : drops;
 }
 
+/* What is no packet, and a line in Wireshark: a journal's entry, custom blocks, sysdig's events */
+static bool is_numbered(__u32 type)
+{
+    static const __u32 TYPES[] = {0x9, 0xbad, 0x40000bad, 0x204, 0x208, 0x216, 0x217, 0x221, 0x222};
+
+    for (size_t i = 0; i < sizeof(TYPES) / sizeof(TYPES[0]); i++)
+        if (TYPES[i] == type)
+            return true;
+    return false;
+}
+
 static void read_block(struct reader *r, __u32 type, struct body body)
 {
     switch (type) {
@@ -471,6 +482,7 @@ static void read_block(struct reader *r, __u32 type, struct body body)
         statistics_block(r, body);
         break;
     default: /* names, secrets, custom blocks: nothing that was on the wire */
+        r->meter.passed += is_numbered(type);
         break;
     }
 }

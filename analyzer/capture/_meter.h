@@ -49,6 +49,7 @@ struct meter {
     struct fragment_row *fragments;
     struct ledger ledger;
     __u64 interval;  /* ns, 0 for none */
+    __u64 passed;    /* records that are no frames, and that Wireshark numbers among them */
     struct cut *cut; /* where frames are to be found again: then no row is counted */
     bool no_memory;
 };
@@ -103,6 +104,12 @@ static void count_packet(struct meter *m, const struct flow_key *key, const stru
         m->no_memory = true;
 }
 
+/* Of the frame that is being counted, from 1, as Wireshark counts. */
+static inline __u64 frame_number(const struct meter *m)
+{
+    return m->ledger.frames + m->passed;
+}
+
 static struct flow_counters counters_of(const struct meter *m, const struct frame *f, const struct packet *p)
 {
     return (struct flow_counters){
@@ -110,7 +117,7 @@ static struct flow_counters counters_of(const struct meter *m, const struct fram
         .bytes = p->bytes,
         .start = f->time,
         .end = f->time == FLOW_NO_TIME ? 0 : f->time,
-        .first_frame = m->ledger.frames,
+        .first_frame = frame_number(m),
         .tcp_flags = p->tcp_flags,
         .events = p->events,
     };
