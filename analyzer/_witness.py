@@ -251,9 +251,9 @@ def _both(one: Window, other: Window) -> Window:
 def _clusters(chains: Iterable[int], spans: Mapping[int, Window], apart: int) -> list[list[int]]:
     """Chains whose spans overlap, directly or through others, or are no more than `apart` ns apart."""
     clusters: list[list[int]] = []
-    reached = -1
+    reached = 0
     for number in sorted(chains, key=lambda n: spans[n]):
-        if spans[number][0] > reached + apart:
+        if not clusters or spans[number][0] > reached + apart:
             clusters.append([])
         clusters[-1].append(number)
         reached = max(reached, spans[number][1])

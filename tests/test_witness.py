@@ -387,6 +387,12 @@ def test_one_datagram_alone_on_its_way_through_a_node_counts_once(late: int, pac
     assert counts(seen(capture("any.pcap", frames, link=SLL2))) == (packets, 0)
 
 
+def test_any_interface_at_the_beginning_of_time() -> None:
+    """Where a clock was not set, or times are made relative: the first datagram comes at 0 ns."""
+    frames = [on_any(frame, ifindex) for frame in after(WHOLE, -EPOCH) for ifindex in (VETH, UPLINK)]
+    assert counts(seen(capture("any.pcap", frames, link=SLL2))) == (7, 5)
+
+
 def test_interfaces_of_one_capture_watch_together() -> None:
     """A quiet one has no window of its own: that another was busy meanwhile says that it was there."""
     ask = Frame(segment(POD, PEER, SYN), EPOCH + NS)
