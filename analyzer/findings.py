@@ -284,6 +284,10 @@ _DEAF = (
     "only one direction of the conversations is in it, so what was not answered cannot be told",
     "Capture on the node's own uplink, or mirror both directions of the switch port.",
 )
+_FLAGLESS = (
+    "of {} TCP's flags are not in it, so what was refused cannot be told from what was answered",
+    "Capture with a larger snaplen: 160 bytes hold all headers, TCP's flags too.",
+)
 _ANOTHER_CLUSTER = (
     "none of the {} flows has a node of this cluster at either end, so that nothing was judged",
     "Give the file of the cluster that was captured, with all addresses of its nodes; and capture on the "
@@ -338,17 +342,18 @@ def find(
     *,
     excess: Counter[str] | None = None,
     strange: int | None = None,
+    bare: Counter[str] | None = None,
 ) -> pd.DataFrame:
     """Judged flows and the coverage ledger to findings, the gravest first.
 
     `judged`: what :func:`analyzer.verdict.judge` returns; `remarks`: what
     :func:`analyzer.listeners.remark` returns. Where `judged` is what :mod:`analyzer.telling` keeps of more
-    flows, `excess` is :func:`one_way_excess` and `strange` :func:`strangers` of those. Returns a DataFrame
-    with :data:`COLUMNS`; `outcomes` holds dicts, `evidence` lists of dicts with `source` and `first_frame`.
-    Raises CaptureError where a column lacks.
+    flows, `excess` is :func:`one_way_excess`, `strange` :func:`strangers` and `bare` :func:`flagless` of
+    those. Returns a DataFrame with :data:`COLUMNS`; `outcomes` holds dicts, `evidence` lists of dicts with
+    `source` and `first_frame`. Raises CaptureError where a column lacks.
     """
     judged = given(judged, "find()", _needed(judged))
-    return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess, strange), spec)
+    return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess, strange, bare), spec)
 
 
 def _needed(judged: pd.DataFrame) -> tuple[str, ...]:
@@ -379,11 +384,13 @@ def _drafts(
     remarks: Sequence[Remark],
     excess: Counter[str] | None = None,
     strange: int | None = None,
+    bare: Counter[str] | None = None,
 ) -> tuple[FlowColumns, list[_Draft]]:
     flows = FlowColumns(judged, folded=excess is not None)
     scans, seen = _scans(flows, relevant(flows))
     known = one_way_excess(judged) if excess is None else excess
-    deaf = deaf_sources(known, {ledger.source for ledger in coverage})
+    files = {ledger.source for ledger in coverage}
+    deaf = deaf_sources(known, files)
     return flows, [
         *scans,
         *_violations(flows, seen),
@@ -391,7 +398,7 @@ def _drafts(
         *_exposures(flows, seen, spec),
         *_foreign_tunnels(flows, seen),
         *_listeners(remarks, flows, cluster),
-        *_blind_spots(coverage, deaf),
+        *_blind_spots(coverage, deaf, _by_file(flagless(judged) if bare is None else bare, files)),
         *_another_cluster(strangers(judged) if strange is None else strange, cluster, coverage),
     ]
 
@@ -992,12 +999,33 @@ def one_way_excess(judged: pd.DataFrame) -> Counter[str]:
     return Counter(dict(zip(names[seen].tolist(), (2 * those - in_all)[seen].tolist(), strict=True)))
 
 
+def flagless(judged: pd.DataFrame) -> Counter[str]:
+    """Observer → how many of its flows of TCP show no flag, since the snaplen cut them off: behind IPv6 64
+    bytes hold the ports and no more. Those of parts of a table add up. None where the columns lack.
+    """
+    sides = ("out", "in")
+    if not {f"tcp_flags_{side}" for side in sides} <= {*judged.columns}:
+        return Counter()
+    flows = FlowColumns(judged)
+    tcp = flows.among("protocol", ("tcp",)) & flows.among("tunnel", ("",))
+    for side in sides:
+        tcp &= (judged[f"tcp_flags_{side}"] == 0).to_numpy()
+    sent = (judged["packets_out"] + judged["packets_in"] > 0).to_numpy()
+    codes, names = flows.column("source", np.flatnonzero(tcp & sent))
+    return Counter(names[codes].tolist())
+
+
 def deaf_sources(excess: Counter[str], files: set[str]) -> set[str]:
     """Captures most of whose TCP is one-way: they hold one direction only. See :func:`one_way_excess`."""
+    return {name for name, count in _by_file(excess, files).items() if count > 0}
+
+
+def _by_file(counts: Counter[str], files: set[str]) -> Counter[str]:
+    """What was counted of observers, of their captures."""
     found: Counter[str] = Counter()
-    for observer, count in excess.items():
+    for observer, count in counts.items():
         found[_file_of(observer, files)] += count
-    return {name for name, count in found.items() if count > 0}
+    return found
 
 
 def _file_of(observer: str, files: Collection[str]) -> str:
@@ -1007,20 +1035,23 @@ def _file_of(observer: str, files: Collection[str]) -> str:
     return next((name for name in prefixes if name in files), observer.rpartition(":")[0] or observer)
 
 
-def _blind_spots(coverage: Sequence[Coverage], deaf: set[str]) -> Iterator[_Draft]:
+def _blind_spots(coverage: Sequence[Coverage], deaf: set[str], bare: Counter[str]) -> Iterator[_Draft]:
     for ledger in coverage:
-        for severity, packets, what, advice in _ledger_gaps(ledger, deaf):
+        for severity, packets, what, advice in _ledger_gaps(ledger, deaf, bare[ledger.source]):
             words = {"what": what, "advice": advice, "packets": str(packets)}
             yield _Draft("blind-spot", severity, _NO_ROWS, ledger.source, "", words=words)
 
 
-def _ledger_gaps(ledger: Coverage, deaf: set[str]) -> Iterator[tuple[str, int, str, str]]:
+def _ledger_gaps(ledger: Coverage, deaf: set[str], bare: int) -> Iterator[tuple[str, int, str, str]]:
     if ledger.damage:
         yield "high", 0, f"the file is damaged, {ledger.damage}", _DAMAGE_ADVICE
     if not ledger.frames:
         yield ("medium", 0, *_EMPTY)
     if ledger.source in deaf:
         yield ("medium", ledger.frames, *_DEAF)
+    if bare:
+        what, advice = _FLAGLESS
+        yield "medium", 0, what.format(f"{bare} flow{'s' * (bare > 1)}"), advice
     if ledger.clock_offset:
         what = f"its clock is {clocks.words(ledger.clock_offset)} the other captures'"
         yield "medium", 0, what, _CLOCK_ADVICE

@@ -489,3 +489,13 @@ WRONG: dict[str, tuple[list[bytes], set[Found]]] = {
 def test_what_is_wrong_is_told(frames: list[bytes], findings: set[Found]) -> None:
     later = Frame(fr.arp(), fr.EPOCH + 30 * NS)
     assert found(analysis([*timed(frames, step=NS), later])) == findings
+
+
+@pytest.mark.parametrize(
+    ("kept", "findings"), [(74, {("blocked", "high", 6443)}), (64, {("blind-spot", "medium", 0)})]
+)
+def test_what_was_refused_without_its_flags_is_no_health(kept: int, findings: set[Found]) -> None:
+    """Behind IPv6 a snaplen of 64 bytes holds the ports of TCP, and not its flags."""
+    frames = timed(refusal((AGENT_6, 40000), (SERVER_6, 6443)) * 3)
+    of = analysis([Frame(f.data[:kept], f.time, len(f.data)) for f in frames])
+    assert found(of) == findings

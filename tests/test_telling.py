@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.cluster import Cluster, Node
-from analyzer.findings import MANY, MANY_CLIENTS, PLACES, find, one_way_excess, strangers
+from analyzer.findings import MANY, MANY_CLIENTS, PLACES, find, flagless, one_way_excess, strangers
 from analyzer.rows import Coverage
 from analyzer.spec import load_spec
 from analyzer.telling import _in_order, joined, telling
@@ -92,14 +92,16 @@ def cut(judged: pd.DataFrame, count: int) -> list[pd.DataFrame]:
 def told(parts: list[pd.DataFrame], coverage: tuple[Coverage, ...], fan_in: int = 3) -> pd.DataFrame:
     """Findings of parts, kept apart and joined a few at a time."""
     excess: Counter[str] = Counter()
+    bare: Counter[str] = Counter()
     for part in parts:
         excess.update(one_way_excess(part))
+        bare.update(flagless(part))
     kept = [telling(part, SPEC, coverage, CLUSTER.members) for part in parts]
     while len(kept) > 1:
         kept = [joined(kept[n : n + fan_in]) for n in range(0, len(kept), fan_in)]
     strange = sum(map(strangers, parts))
     strange = strange if strange == sum(map(len, parts)) else 0
-    return find(kept[0], CLUSTER, SPEC, coverage, excess=excess, strange=strange)
+    return find(kept[0], CLUSTER, SPEC, coverage, excess=excess, strange=strange, bare=bare)
 
 
 @given(crowds(), st.integers(1, 7), st.integers(2, 4))
