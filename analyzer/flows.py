@@ -127,9 +127,12 @@ def unpair(table: pd.DataFrame, coverage: Sequence[Coverage] = (), interval: int
     observers = tuple(Observer(name) for name in _witness_names(table))
     number = {observer.source: i for i, observer in enumerate(observers)}
     out, back = (_direction_rows(table, side, number, interval) for side in ("out", "in"))
-    named = _named_witnesses(table, out, number)
+    silent = _happened(back) & ~_happened(out)  # a client of whom nothing was seen was not heard first
+    told = out.copy()
+    told[silent] = back[silent]
+    named = _named_witnesses(table, told, number)
     return OneWay(
-        sum_rows(np.concatenate([out, back[_happened(back)], named])) if len(table) else no_rows(),
+        sum_rows(np.concatenate([out[~silent], back[_happened(back)], named])) if len(table) else no_rows(),
         observers,
         tuple(coverage),
         interval=interval,
@@ -199,7 +202,7 @@ def _set_times(rows: Rows, table: pd.DataFrame, side: str, interval: int) -> Non
     """An answer is put 1 ns later than the question, so that who was heard first stays known."""
     start, end = (_ns(table[name]) for name in ("start", "end"))
     none = start == _NOT_A_TIME
-    later = np.minimum(start + (side == "in"), end)
+    later = np.minimum(start + ((side == "in") & (table["packets_out"].to_numpy() > 0)), end)
     rows["start"] = np.where(none, NO_TIME, later.astype(np.uint64))
     rows["end"] = np.where(none, 0, end).astype(np.uint64)
     rows["first_frame"] = table["first_frame"].to_numpy()
@@ -227,15 +230,15 @@ def _happened(rows: Rows) -> npt.NDArray[np.bool_]:
     return happened
 
 
-def _named_witnesses(table: pd.DataFrame, out: Rows, number: dict[str, int]) -> Rows:
-    """A row without counts for each further witness of each flow."""
+def _named_witnesses(table: pd.DataFrame, told: Rows, number: dict[str, int]) -> Rows:
+    """A row without counts for each further witness of each flow. `told`: one row of each flow."""
     lists = [text.split(";") for text in table["witnesses"].astype(str)]
     which = np.repeat(np.arange(len(table)), [len(names) for names in lists])
-    rows = out[which].copy()
+    rows = told[which].copy()
     rows["interface"] = np.array([number.get(name, 0) for names in lists for name in names], np.uint32)
     for name in ("packets", "bytes", "first_frame"):
         rows[name] = 0
-    further: Rows = rows[rows["interface"] != out["interface"][which]]
+    further: Rows = rows[rows["interface"] != told["interface"][which]]
     return further
 
 

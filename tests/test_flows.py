@@ -491,6 +491,12 @@ def test_unpairing_keeps_each_case(name: str) -> None:
     same_table(pair(unpair(table), ports, listeners), table)
 
 
+def test_who_was_not_heard_was_not_heard_first() -> None:
+    """Flows were saved by their ports alone, and are judged by a specification that names the other end's."""
+    frames, named = [fr.datagram((HIGH[0], 53), (LOW[0], 8472), b"plain")] * 2, frozenset({(UDP, 8472)})
+    same_table(pair(unpair(flows_of(frames)), named), flows_of(frames, named))
+
+
 def test_what_unpairing_loses() -> None:
     """Whether a datagram to a tunnel's port held a tunnel: unanswered ones are taken for carriers."""
     there, back = (
