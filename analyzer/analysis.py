@@ -138,7 +138,8 @@ class Analysis:
 
 def ledger_of(coverage: Iterable[Coverage]) -> pd.DataFrame:
     """See :attr:`Analysis.ledger`."""
-    table = pd.DataFrame([c.__dict__ for c in coverage], columns=list(Coverage.__annotations__))
+    names = [name for name in Coverage.__annotations__ if name != "windows"]
+    table = pd.DataFrame([c.__dict__ for c in coverage], columns=names)
     for name in ("start", "end"):
         table[name] = pd.to_datetime(table[name].where(table[name] > 0), unit="ns", utc=True)
     return table

@@ -184,7 +184,7 @@ def _elsewhere(coverage: Sequence[Coverage], choice: Choice) -> set[str]:
     if not choice.timed:
         return set()
     timed = [ledger for ledger in coverage if ledger.start]
-    return {ledger.source for ledger in timed if not choice.reaches([(ledger.start, ledger.end)])}
+    return {ledger.source for ledger in timed if not choice.reaches(ledger.watched)}
 
 
 def _without(whole: OneWay, sources: Collection[str]) -> OneWay:
@@ -203,7 +203,9 @@ def _clipped(ledger: Coverage, time: Choice) -> Coverage:
     """Its window within the time. A capture that ends there says of the last packets no more than this."""
     if not ledger.start:
         return ledger
-    return replace(ledger, start=max(ledger.start, time.since), end=min(ledger.end, time.until - 1))
+    inside = [(max(start, time.since), min(end, time.until - 1)) for start, end in ledger.watched]
+    clipped = replace(ledger, start=max(ledger.start, time.since), end=min(ledger.end, time.until - 1))
+    return clipped.at(window for window in inside if window[0] <= window[1])
 
 
 def _timely(whole: OneWay, time: Choice) -> tuple[Mask, Mask]:

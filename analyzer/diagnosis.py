@@ -379,7 +379,7 @@ def _watched(scene: _Scene, sent: Frame) -> npt.NDArray[np.bool_]:
     windows: dict[str, list[tuple[int, int]]] = {}
     for ledger in scene.coverage:
         node = capturing_node(ledger.source, scene.cluster.members)
-        windows.setdefault(node, []).append((ledger.start, ledger.end))
+        windows.setdefault(node, []).extend(ledger.watched or [(ledger.start, ledger.end)])
     ends = zip(sent["to"], sent["start"], sent["end"], strict=True)
     running = [
         any(begin <= end.value and start.value <= until for begin, until in windows.get(to, ()))

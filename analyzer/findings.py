@@ -747,7 +747,9 @@ def watched(
     ends = capture_ends(coverage, nodes)
     for ledger in coverage:
         if ledger.source in ends:
-            windows[capturing_node(ledger.source, nodes)].append((ledger.start, ends[ledger.source]))
+            *before, (start, _) = ledger.watched or [(ledger.start, ledger.end)]
+            here = windows[capturing_node(ledger.source, nodes)]
+            here += [*before, (start, ends[ledger.source])]
     wrong = off_time(coverage, nodes)
     found = np.zeros(len(flows), bool)
     for (client, server), of in flows.groups(rows, "from", "to"):
@@ -816,14 +818,30 @@ def too_late(
 
     `nodes`: names of the cluster's members.
     """
-    ends = capture_ends(coverage, nodes)
-    last = flows.looked_up("source", lambda name: ends.get(_file_of(name, ends), _NEVER), rows)
+    last = _next_ends(flows, rows, coverage, nodes)
     single = (flows.number("packets_out", rows) <= 1) & flows.among("outcome", ("unanswered",), rows)
     end = flows.time("end", rows)
     known = (last != _NEVER) & (end != _NEVER)
     left = np.where(known, last, 0) - np.where(known, end, 0)
     too_late: npt.NDArray[np.bool_] = single & known & (left < _GRACE)
     return too_late
+
+
+def _next_ends(
+    flows: FlowColumns, rows: Rows, coverage: Sequence[Coverage], nodes: Collection[str]
+) -> npt.NDArray[np.int64]:
+    """When each flow's capture ended, or paused, after its last packet, ns; :data:`_NEVER` if not known."""
+    ends = capture_ends(coverage, nodes)
+    last = flows.looked_up("source", lambda name: ends.get(_file_of(name, ends), _NEVER), rows)
+    pauses = {ledger.source: [until for _, until in ledger.watched[:-1]] for ledger in coverage}
+    number = {name: n for n, name in enumerate(pauses)}
+    source = flows.looked_up("source", lambda name: number.get(_file_of(name, ends), -1), rows)
+    for name in [name for name, stops in pauses.items() if stops]:
+        of = np.flatnonzero(source == number[name])
+        stops = np.array([*pauses[name], _LAST])
+        paused = stops[np.searchsorted(stops, flows.time("end", rows[of]))]
+        last[of] = np.minimum(last[of], paused)
+    return np.asarray(last, np.int64)
 
 
 def _seen_by(witnesses: _Coded, node_of: Callable[[str], str]) -> set[str]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analyzer.errors import CaptureError
-from analyzer.rows import Coverage, OneWay, Rows, coarser, fold
+from analyzer.rows import Coverage, OneWay, Rows, Window, coarser, fold, joined
 from analyzer.store import (
     COMPACTED,
     content_id,
@@ -47,14 +47,10 @@ LOCK = ".rke2-flows.lock"
 #: what a writer that was killed leaves behind: hidden, with a part's name
 _LEFTOVER = re.compile(rf"\.{{1,2}}[^.].*\.parquet\.[a-z0-9_]{{8}}|\.{COMPACTED.pattern}")
 LEFTOVER_AGE = 600 * NS
-#: windows that are no further apart are one; a node's clock is set, and a part's end is the next one's start
-GAP = NS
 _MOST_PARTS = 4096  # that one part takes the place of
 _MOST_RECORDS = 1 << 20  # that are put together: some 0.7 kB of memory each, however well they are packed
 _LISTINGS = 20  # how often a folder is listed again that changes meanwhile
 _LONGEST_NAME = 200  # bytes, of the 255 that file systems allow
-
-Window = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -179,19 +175,8 @@ def _stored(path: Path, work: Work) -> Iterator[Stored]:
             work.left[path] = "cannot be opened"
     else:
         sources = tuple(sorted({ledger.source for ledger in notes.coverage} | notes.sources))
-        windows = _joined(notes.windows)
+        windows = joined(notes.windows)
         yield Stored(path, size, notes.records, notes.interval, sources, notes.coverage, windows)
-
-
-def _joined(windows: Iterable[Window]) -> tuple[Window, ...]:
-    """In order, those that meet or overlap as one."""
-    joined: list[Window] = []
-    for start, end in sorted(windows):
-        if joined and start - joined[-1][1] <= GAP:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
-        else:
-            joined.append((start, end))
-    return tuple(joined)
 
 
 def gaps(parts: Sequence[Stored]) -> dict[str, list[Window]]:
@@ -200,7 +185,7 @@ def gaps(parts: Sequence[Stored]) -> dict[str, list[Window]]:
     for part in parts:
         for source in part.sources:
             windows.setdefault(source, []).extend(part.windows)
-    return {source: _between(_joined(windows[source])) for source in sorted(windows)}
+    return {source: _between(joined(windows[source])) for source in sorted(windows)}
 
 
 def _between(windows: Sequence[Window]) -> list[Window]:
@@ -312,7 +297,7 @@ def _compacted(folder: Path, batch: Batch, work: Work) -> Iterator[Batch]:
     except CaptureError as error:  # it cannot be read as a whole: all stay
         work.left |= {part.path: error.what for part in batch.parts}
         return
-    windows = _joined(window for part in batch.parts for window in part.windows)
+    windows = joined(window for part in batch.parts for window in part.windows)
     with _telling(folder):
         path = _placed(one_way, folder.joinpath(*_home(batch.parts[0])), entries, windows)
         size = path.stat().st_size

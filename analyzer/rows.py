@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 NO_TIME = np.uint64(2**64 - 1)
 _EVER = 2**63  # ns: after all times
+#: windows that are no further apart are one; a node's clock is set, and a part's end is the next one's start
+GAP = 10**9  # ns
+Window = tuple[int, int]  # from when to when, ns, both in it
 FRAGMENT_MAX_NS = np.uint64(60 * 10**9)
 
 KEY = np.dtype(
@@ -160,6 +163,8 @@ class Coverage:
     Where flows were chosen (:mod:`analyzer.choice`): `not_chosen`: frames whose flows were not;
     `parts_not_read`: parts of this source that were left unread, since nothing in them was asked for. Neither
     is lost.
+
+    `windows`: when it watched, in order, where that was not all the while from `start` to `end`; else empty.
     """
 
     source: str
@@ -187,6 +192,17 @@ class Coverage:
     parts_not_read: int = 0
     drops_lost: int = 0
     clock_offset: int = 0
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def watched(self) -> tuple[Window, ...]:
+        """When it watched, in order; empty where no time is known."""
+        return self.windows or (((self.start, self.end),) if self.start else ())
+
+    def at(self, windows: Iterable[Window]) -> Coverage:
+        """The same with these windows, in any order."""
+        known = joined(windows)
+        return replace(self, windows=() if known == ((self.start, self.end),) else known)
 
     def accounted(self) -> int:
         """Frames by what became of them; equals `frames`, always."""
@@ -194,22 +210,37 @@ class Coverage:
 
     def plus(self, other: Coverage) -> Coverage:
         """The ledger of two parts of one source."""
-        sums = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
-        starts = [c.start for c in (self, other) if c.start]
-        return Coverage(
-            self.source,
-            start=min(starts, default=0),
-            end=max(self.end, other.end),
-            damage=_united(self.damage, other.damage),
-            missing=_united(self.missing, other.missing),
-            clock_offset=max(self.clock_offset, other.clock_offset, key=lambda ns: (abs(ns), ns)),
-            **sums,
-        )
+        return _summed((self, other))
 
 
-def _united(one: str, other: str) -> str:
-    """What either says, each once, in one order whatever the order of adding."""
-    return "; ".join(sorted({clause for text in (one, other) for clause in text.split("; ") if clause}))
+def joined(windows: Iterable[Window]) -> tuple[Window, ...]:
+    """In order, those that meet or overlap as one."""
+    found: list[Window] = []
+    for start, end in sorted(windows):
+        if found and start - found[-1][1] <= GAP:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((start, end))
+    return tuple(found)
+
+
+def _summed(parts: Sequence[Coverage]) -> Coverage:
+    """The ledger of parts of one source."""
+    sums = {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
+    return Coverage(
+        parts[0].source,
+        start=min((part.start for part in parts if part.start), default=0),
+        end=max(part.end for part in parts),
+        damage=_united(part.damage for part in parts),
+        missing=_united(part.missing for part in parts),
+        clock_offset=max((part.clock_offset for part in parts), key=lambda ns: (abs(ns), ns)),
+        **sums,
+    ).at(window for part in parts for window in part.watched)
+
+
+def _united(texts: Iterable[str]) -> str:
+    """What any of them says, each once, in one order whatever the order of adding."""
+    return "; ".join(sorted({clause for text in texts for clause in text.split("; ") if clause}))
 
 
 #: what can become of a frame
@@ -409,10 +440,10 @@ def _renumbered(rows: Rows, part: OneWay, observers: Sequence[Observer]) -> Rows
 
 
 def _sum_coverage(parts: Sequence[OneWay]) -> dict[str, Coverage]:
-    ledgers: dict[str, Coverage] = {}
+    ledgers: dict[str, list[Coverage]] = {}
     for ledger in (ledger for part in parts for ledger in part.coverage):
-        ledgers[ledger.source] = ledgers[ledger.source].plus(ledger) if ledger.source in ledgers else ledger
-    return ledgers
+        ledgers.setdefault(ledger.source, []).append(ledger)
+    return {source: _summed(of) if len(of) > 1 else of[0] for source, of in ledgers.items()}
 
 
 def _credit(

@@ -138,7 +138,7 @@ def _dealt_ledgers(
         for source, ledger in rest.items():
             flow = min(ledger.flow, ledger.frames, counted[source])
             frames = flow + min(ledger.frames - flow, waited[source])
-            taken.append(Coverage(source, ledger.start, ledger.end, frames, flow))
+            taken.append(Coverage(source, ledger.start, ledger.end, frames, flow, windows=ledger.windows))
             rest[source] = replace(ledger, frames=ledger.frames - frames, flow=ledger.flow - flow)
         dealt.append(tuple(taken))
     return [tuple(rest.values()), *dealt]

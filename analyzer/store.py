@@ -574,12 +574,9 @@ def notes_in(source: Path | IO[bytes], where: str) -> Notes | None:
 
 
 def _windows(notes: dict[str, Any], coverage: Sequence[Coverage]) -> tuple[tuple[int, int], ...]:
-    ledgers = [(ledger.start, ledger.end) for ledger in coverage if ledger.start]
-    windows = tuple((int(start), int(end)) for start, end in notes.get("windows", ledgers))
-    wrong = [window for window in (*windows, *ledgers) if not 0 < window[0] <= window[1] < _INTERVAL_LIMIT]
-    if wrong:
-        raise ValueError(f"its window from {wrong[0][0]} to {wrong[0][1]} ns is none")
-    return windows
+    _checked((ledger.start, ledger.end) for ledger in coverage if ledger.start)
+    ledgers = [window for ledger in coverage for window in ledger.watched]
+    return _checked((int(start), int(end)) for start, end in notes.get("windows", ledgers))
 
 
 #: what pandas and Arrow raise where a file is not what it claims to be
@@ -690,11 +687,34 @@ def _interval(notes: dict[str, Any]) -> int:
 def _noted(ledger: Coverage) -> dict[str, str | int]:
     """A ledger's fields; of those that earlier versions do not read none that is 0."""
     fields: dict[str, str | int] = asdict(ledger)
+    del fields["windows"]
     return {name: value for name, value in fields.items() if value or name not in _LATER}
 
 
+def _watched(coverage: Sequence[Coverage]) -> dict[str, dict[str, tuple[Window, ...]]]:
+    """What the notes say where sources did not watch all the while; earlier versions pass it over."""
+    watched = {ledger.source: ledger.windows for ledger in coverage if ledger.windows}
+    return {"watched": watched} if watched else {}
+
+
 def _ledgers(notes: dict[str, Any]) -> tuple[Coverage, ...]:
-    return tuple(_ledger(ledger) for ledger in notes.get("coverage", []))
+    ledgers = tuple(_ledger(ledger) for ledger in notes.get("coverage", []))
+    watched = notes.get("watched", {})
+    if not watched and len(ledgers) == 1 and "windows" in notes:  # compacted by an earlier version
+        watched = {ledgers[0].source: notes["windows"]}
+    return tuple(_at(ledger, watched.get(ledger.source, ())) for ledger in ledgers)
+
+
+def _at(ledger: Coverage, windows: Iterable[Sequence[int]]) -> Coverage:
+    return ledger.at(_checked((int(start), int(end)) for start, end in windows))
+
+
+def _checked(windows: Iterable[Window]) -> tuple[Window, ...]:
+    found = tuple(windows)
+    wrong = [window for window in found if not 0 < window[0] <= window[1] < _INTERVAL_LIMIT]
+    if wrong:
+        raise ValueError(f"its window from {wrong[0][0]} to {wrong[0][1]} ns is none")
+    return found
 
 
 def _ledger(fields: dict[str, str | int]) -> Coverage:
@@ -786,7 +806,8 @@ def _suffix(path: str | Path) -> str:
 
 
 def _flow_notes(coverage: Sequence[Coverage], interval: int) -> dict[bytes, bytes]:
-    notes = {"schema": SCHEMA, "interval": interval, "coverage": [_noted(ledger) for ledger in coverage]}
+    ledgers = [_noted(ledger) for ledger in coverage]
+    notes = {"schema": SCHEMA, "interval": interval, "coverage": ledgers, **_watched(coverage)}
     return {METADATA_KEY: json.dumps(notes).encode()}
 
 
@@ -863,6 +884,7 @@ def _write_part(one_way: OneWay, path: Path, more: Mapping[str, object]) -> None
         "interval": one_way.interval,
         "observers": one_way.observers,
         "coverage": [_noted(ledger) for ledger in one_way.coverage],
+        **_watched(one_way.coverage),
         **more,
     }
     table = _parts.to_arrow(one_way)

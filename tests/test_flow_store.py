@@ -692,6 +692,55 @@ def test_gaps_outlive_compaction(tmp_path: Path) -> None:
     assert gaps(stored(tmp_path)[0]) == expected
 
 
+ASKED = fr.talk(("10.10.0.11", 41000), ("10.10.0.21", 10250))[0]
+
+
+def paused(folder: Path, asked: float, nodes: tuple[str, ...]) -> None:
+    """Two nodes, of which these pause from second 20 to 60; server-1 asks agent-1 for what nobody answers."""
+    folder.mkdir()
+    for begin in range(0, 80, 10):
+        talk, mine = later(TALK, begin * NS), Frame(ASKED, EPOCH + int(asked * NS))
+        seen = {"agent-1": talk, "server-1": [*talk, *([mine] if begin <= asked < begin + 10 else [])]}
+        for node, frames in seen.items():
+            part = recorded(frames, node, 10 * NS)
+            start = EPOCH + begin * NS
+            ledger = replace(part.coverage[0], start=start, end=start + 10 * NS)
+            if node not in nodes or not 20 <= begin < 60:
+                write_rows(replace(part, coverage=(ledger,)), folder / f"{node}-{begin:02}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "said"),
+    [
+        (15, ("agent-1",), "never came to agent-1, as both captures show"),
+        (40, ("agent-1",), "The table allows it. Silence says"),
+        (65, ("agent-1",), "never came to agent-1, as both captures show"),
+        (19.5, ("agent-1",), "The table allows it. Silence says"),
+        (19.5, ("agent-1", "server-1"), ""),
+        (79.5, ("agent-1",), ""),
+    ],
+)
+def test_a_node_that_paused_did_not_watch_meanwhile(
+    asked: float, nodes: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    """As while it was started again: that nothing came to it then is not said. Nothing is either of what was
+    asked in the last second before the asking node's capture paused.
+    """
+    parts, kept, table = (tmp_path / name for name in ("parts", "store", "flows.parquet"))
+    paused(parts, asked, nodes)
+    shutil.copytree(parts, kept)
+    compact(kept, Rules(), NOW)
+    rows = read_inputs([parts])
+    write_flows(pair(rows), table, rows.coverage, rows.interval)
+    cluster = load_cluster(LIVE / "cluster.yaml")
+    for place in (parts, kept, table):
+        whole = read_inputs([place])
+        assert {ledger.source for ledger in whole.coverage if len(ledger.windows) == 2} == {*nodes}
+        advice = Analysis.of(whole, cluster, load_spec()).findings["advice"].tolist()
+        assert len(advice) == bool(said)
+        assert said in "".join(advice)
+
+
 @pytest.mark.parametrize("windows", [[[5, 4]], [[-1, 4]], [[1, 2**63]], ["x"], [[None, 1]], 7])
 def test_hostile_windows(windows: object, tmp_path: Path) -> None:
     write_rows(recorded(TALK), tmp_path / "x.parquet", {"windows": windows})

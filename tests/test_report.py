@@ -157,7 +157,7 @@ def test_times_that_are_missing_are_null() -> None:
 
 def test_coverage_has_all_of_a_ledger() -> None:
     (ledger,) = through_json(analysed(EVERYTHING))["coverage"]
-    assert set(ledger) == {field.name for field in fields(Coverage)}
+    assert set(ledger) == {field.name for field in fields(Coverage)} - {"windows"}
     assert (ledger["start"], ledger["source"]) == ("2025-01-01T00:00:00Z", "capture.pcap")
     assert ledger["frames"] == len(EVERYTHING)
 

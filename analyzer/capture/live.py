@@ -550,7 +550,7 @@ class Collector:
             "cluster": str(self.order.cluster or ""),
             "spec": str(self.order.spec),
             "parts": self.parts,
-            "coverage": asdict(self.total),
+            "coverage": {name: value for name, value in asdict(self.total).items() if name != "windows"},
             "alerts": dict(sorted(self.alerts.items())),
             "alerts_held": sum(self.flood.held.values()),
             "cpu_seconds": round(time.process_time(), 3),
