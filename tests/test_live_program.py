@@ -4,6 +4,7 @@ and `judge` say what it should have made of them; no interface and no clock of i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -11,7 +12,9 @@ import os
 import platform
 import socket
 import struct
+import subprocess
 import tempfile
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +25,26 @@ from conftest import RECORDED, require
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packets import ETHERNET, PACKETS, RST, SYN, TCP, UDP, Packet, ether, ipv4, tcp, udp, vxlan
+from pyroute2 import netns
 from test_packet import BPF_PROG_TEST_RUN, BPF_SYSCALL, require_bpf
 
 from analyzer import Cluster, Spec, find, judge, load_cluster, load_spec, pair
 from analyzer.capture._judging import judging
-from analyzer.capture._program import ALERT, DROP_ROWS, LEDGER, LINK_NAMES, RAW, WATCHERS, Program
+from analyzer.capture._program import (
+    ALERT,
+    DROP_ROWS,
+    LEDGER,
+    LINK_NAMES,
+    RAW,
+    WATCHERS,
+    Program,
+    kernel_version,
+)
 from analyzer.capture.alerts import Alert, Reader
 from analyzer.errors import LiveError
 from analyzer.rows import Coverage, Observer, OneWay, sum_rows
 from analyzer.spec import PROTOCOLS, server_ports
+from lab import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -350,6 +364,54 @@ def test_a_drop_without_room_is_counted_to_the_packet(live: Live) -> None:
     assert DROP_ROWS - 50 <= len(packets) <= DROP_ROWS, "some rows may be others' on this machine"
     assert int(packets.sum()) + lost >= DROP_ROWS + more
     assert more <= lost < more + 100
+
+
+@contextlib.contextmanager
+def on_any_cpu() -> Iterator[None]:
+    """A namespace in which what is received interrupts any CPU, not just the sender's (RPS, as in
+    Documentation/networking/scaling.rst).
+    """
+    name = f"rke2-flows-drops-{os.getpid()}"
+    masks = (1 << min(os.cpu_count() or 1, 32)) - 1
+    script = f"ip link set lo up && echo {masks:x} > /sys/class/net/lo/queues/rx-0/rps_cpus"
+    netns.create(name)
+    try:
+        subprocess.run(["ip", "netns", "exec", name, "sh", "-c", script], check=True)
+        with kernel.inside(name):
+            yield
+    finally:
+        netns.remove(name)
+
+
+def test_a_drop_while_the_cpu_reads_a_map_is_counted_as_lost(live: Live) -> None:
+    """The kernel runs no program of a tracepoint then."""
+    require_drops(live)
+    require((os.cpu_count() or 1) > 1, "one CPU cannot both send and read")
+    require(kernel_version() >= (6, 7), "this kernel does not count them")
+    sent = threading.Event()
+
+    def read() -> None:
+        while not sent.is_set():
+            live.program.take_drops(1)
+
+    live.taken()
+    readers = [threading.Thread(target=read) for _ in range(os.cpu_count() or 1)]
+    with on_any_cpu():
+        for reader in readers:
+            reader.start()
+        try:
+            for _ in range(100):
+                refused(2000)
+                lost = live.taken().coverage[0].drops_lost
+                if lost:
+                    break
+        finally:
+            sent.set()
+            for reader in readers:
+                reader.join()
+    assert 0 < lost <= 2000 * 100
+    live.taken()
+    assert live.taken().coverage[0].drops_lost < 100, "they are counted once"
 
 
 def test_time_says_which_table_of_drops_counts(live: Live) -> None:

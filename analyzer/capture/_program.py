@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.capture import _btf
+from analyzer.capture import _btf, _tcx
 from analyzer.capture._judging import CLASSES, PLACE, PLACE_KEY, PORT_CLASS, RANGE_KEY
 from analyzer.errors import LiveError
 from analyzer.rows import COUNTERS, KEY, KEY_BYTES, ROW
@@ -241,7 +241,7 @@ class Program:
         self._lib = bcc.libbcc.lib
         self._bpf = self._compiled(bcc.BPF)
         try:
-            self._sched_cls = bcc.BPF.SCHED_CLS
+            self._sched_cls, self._tracepoint = bcc.BPF.SCHED_CLS, bcc.BPF.TRACEPOINT
             self._maps = {
                 name: self._bpf[name.encode()].map_fd
                 for name in _LAYOUTS
@@ -258,6 +258,7 @@ class Program:
         self._generation = 0
         self._judging = 0
         self._boundary = 0
+        self._not_run = 0
         self._places: tuple[Records, Records] = np.zeros(0, PLACE_KEY), np.zeros(0, RANGE_KEY)
 
     @property
@@ -393,8 +394,17 @@ class Program:
         rows[:, :KEY_BYTES] = self._keys[:count]
         rows[:, KEY_BYTES:] = self._values[:count]
         ledger = self.ledger(slot)
+        ledger["drops_lost"] += self._drops_let_go()
         self._update("ledgers", slot, bytes(8 * len(LEDGER) * self._cpus))
         return rows.reshape(-1).view(ROW), ledger
+
+    def _drops_let_go(self) -> int:
+        """Since the last call; of any network namespace, since the program that would tell did not run."""
+        if not self.has_drops:
+            return 0
+        tracing = self._bpf.load_func(b"tracepoint__skb__kfree_skb", self._tracepoint)
+        before, self._not_run = self._not_run, _tcx.not_run(tracing.fd)
+        return self._not_run - before
 
     def ledger(self, slot: int) -> dict[str, int]:
         """The counts of one table's ledger, all CPUs together."""

@@ -1,4 +1,5 @@
-"""Programs on tcx (Linux 6.6), and what programs are called. Rule: bpf(2) alone; knows no filter, no netlink.
+"""Programs on tcx (Linux 6.6), and what the kernel says of programs. Rule: bpf(2) alone; knows no filter, no
+netlink.
 
 A tcx link is a descriptor. The program is off the interface once its last copy is closed, and so when its
 process ends, whatever ended it.
@@ -73,6 +74,13 @@ def program_name(program: int) -> str:
 def program_tag(program: int) -> bytes:
     """What the kernel makes of a program's instructions; empty where it does not say."""
     return _program(program)[8:16]
+
+
+def not_run(descriptor: int) -> int:
+    """How often the kernel let an event go by, since another program ran on that CPU: a tracepoint's does not
+    interrupt one, nor work on a map. 0 before Linux 6.7, which counts it.
+    """
+    return int(struct.unpack_from("=Q", _information(descriptor, 216), 208)[0])
 
 
 def _program(program: int) -> bytes:
