@@ -5,7 +5,7 @@
  * is, flow.h. Whoever reads these maps takes their layouts from here, and analyzer/capture/_program.py compares them.
  *
  * BCC compiles this file. Macros: FLOWS (rows that fit a table); ETHERNET_LINKS and RAW_LINKS, which of them there are
- * to watch; OWNERS_SEEN where there is a tracefs; DROPS with the
+ * to watch; OWNERS_SEEN where there is a tracefs, with OFFSET_TASK_ macros where there is BTF; DROPS with the other
  * OFFSET_ macros of the running kernel's BTF and NETWORK_NAMESPACE, where it publishes any and kfree_skb has a reason.
  *
  * There are two flow tables, two of drops and two ledgers, and time says which one counts: before `boundary` the one,
@@ -826,6 +826,24 @@ int raw_out(struct __sk_buff *skb)
 
 #ifdef OWNERS_SEEN
 
+/*
+ * What the process is called: its first thread's name, as /proc/PID/comm has it, since worker threads bear names of
+ * their own. Without the offsets, the connecting thread's.
+ */
+static __always_inline void name_process(struct owner *owner)
+{
+#ifdef OFFSET_TASK_LEADER
+    __u64 task = bpf_get_current_task(), leader = 0;
+    const void *comm;
+
+    bpf_probe_read_kernel(&leader, sizeof(leader), (const void *)(unsigned long)(task + OFFSET_TASK_LEADER));
+    comm = (const void *)(unsigned long)(leader + OFFSET_TASK_COMM);
+    if (leader && bpf_probe_read_kernel_str(owner->process, sizeof(owner->process), comm) > 0)
+        return;
+#endif
+    bpf_get_current_comm(owner->process, sizeof(owner->process));
+}
+
 /* On the way to SYN_SENT the connecting task runs, and the port is not chosen yet: the socket's address is the key. */
 TRACEPOINT_PROBE(sock, inet_sock_set_state)
 {
@@ -836,7 +854,7 @@ TRACEPOINT_PROBE(sock, inet_sock_set_state)
         return 0;
     owner.pid = bpf_get_current_pid_tgid() >> 32;
     owner.cgroup = bpf_get_current_cgroup_id();
-    bpf_get_current_comm(owner.process, sizeof(owner.process));
+    name_process(&owner);
     connecting.update(&sk, &owner);
     return 0;
 }

@@ -677,8 +677,8 @@ def test_alerts_for_which_there_is_no_room_are_counted(live: Live, cluster: Clus
 HARMLESS = {
     1: "map_lookup_elem", 2: "map_update_elem", 3: "map_delete_elem", 5: "ktime_get_ns",
     8: "get_smp_processor_id", 12: "tail_call", 14: "get_current_pid_tgid", 16: "get_current_comm",
-    26: "skb_load_bytes", 80: "get_current_cgroup_id", 113: "probe_read_kernel", 131: "ringbuf_reserve",
-    132: "ringbuf_submit",
+    26: "skb_load_bytes", 35: "get_current_task", 80: "get_current_cgroup_id", 113: "probe_read_kernel",
+    115: "probe_read_kernel_str", 131: "ringbuf_reserve", 132: "ringbuf_submit",
 }  # fmt: skip
 _CALL = 0x85
 _DATA = (Skb.data.offset, Skb.data_end.offset, Skb.data_meta.offset)

@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from analyzer.rows import COUNTERS, KEY, KEY_BYTES, ROW
 from analyzer.spec import ROLE_MASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from analyzer.capture._judging import Judging
 
@@ -111,6 +111,8 @@ _MACROS = {
     "OFFSET_SOCK_NET": "sock_common.skc_net",
     "OFFSET_NET_INUM": "net.ns.inum",
 }
+_TASK_OFFSETS = {"task_struct": ("group_leader", "comm")}
+_TASK_MACROS = {"OFFSET_TASK_LEADER": "task_struct.group_leader", "OFFSET_TASK_COMM": "task_struct.comm"}
 BTF = Path("/sys/kernel/btf/vmlinux")
 TRACING = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}
@@ -186,6 +188,12 @@ class Features:
     reasons: dict[int, str] = field(default_factory=dict)
 
 
+def _macros(wanted: Mapping[str, Sequence[str]], names: dict[str, str]) -> tuple[str, ...]:
+    """Offsets of the running kernel's structs, for the compiler. LiveError where one is not known."""
+    offsets = _btf.offsets(BTF, wanted)
+    return tuple(f"-D{macro}={offsets[name]}" for macro, name in names.items())
+
+
 def features() -> Features:
     """What can be known here of who connects and who drops."""
     tracing = tracing_folder()
@@ -194,15 +202,16 @@ def features() -> Features:
             missing=("which process opens a connection, and why packets are dropped: no tracefs",)
         )
     reasons = _btf.drop_reasons(tracing / "events" / "skb" / "kfree_skb" / "format")
-    who = ("-DOWNERS_SEEN",)
+    who: tuple[str, ...] = ("-DOWNERS_SEEN",)
+    with suppress(LiveError):  # without them a thread's name stands for its process'
+        who += _macros(_TASK_OFFSETS, _TASK_MACROS)
     if not reasons:
         return Features(who, ("why packets are dropped: this kernel gives no reason (5.17 and later do)",))
     try:
-        offsets = _btf.offsets(BTF, _OFFSETS)
+        macros = _macros(_OFFSETS, _MACROS)
     except LiveError as error:
         return Features(who, (f"why packets are dropped: {error.what}",))
     namespace = Path("/proc/thread-self/ns/net").stat().st_ino
-    macros = [f"-D{macro}={offsets[name]}" for macro, name in _MACROS.items()]
     return Features((*who, "-DDROPS", f"-DNETWORK_NAMESPACE={namespace}u", *macros), (), reasons)
 
 
