@@ -886,8 +886,16 @@ _ADVICE_AFAR = _OUTCOME_ADVICE | {
 
 def _exposures(flows: FlowColumns, rows: Rows, spec: Spec) -> Iterator[_Draft]:
     for (client, server, protocol, port), of in _from_outside(flows, rows[exposed(flows, rows, spec)]):
-        severity = "info" if port in _NODE_PORTS else _EXPOSURE_SEVERITY.get(port, "high")
-        yield _Draft("exposure", severity, of, client, server, protocol, port)
+        ping = protocol in ("icmp", "icmpv6")
+        severity = "info" if ping or port in _NODE_PORTS else _EXPOSURE_SEVERITY.get(port, "high")
+        advice = _PING_ADVICE if ping else ""
+        yield _Draft("exposure", severity, of, client, server, protocol, port, advice=advice)
+
+
+_PING_ADVICE = (
+    "Machines answer a ping unless they are told otherwise. Where it is meant to be so, write a rule with "
+    "`clients: [external]`."
+)
 
 
 def _from_outside(flows: FlowColumns, rows: Rows) -> Iterator[tuple[tuple[Any, ...], Rows]]:

@@ -49,7 +49,7 @@ _LEVELS = 4  # shades of a cell with allowed traffic alone
 
 #: (kind, verdict), or kind alone → what it probably means
 MEANINGS: dict[tuple[str, ...], str] = {
-    ("violation", "wrong-pair"): "The port is one of RKE2's, but these roles have no business on it: a "
+    ("violation", "wrong-pair"): "The specification has the port, but not for these roles: a "
     "component runs where it should not, a client has the wrong address, or the specification is older than "
     "the cluster.",
     ("violation", "wrong-protocol"): "The port is one of RKE2's for another protocol: a probe, or a program "
@@ -57,10 +57,10 @@ MEANINGS: dict[tuple[str, ...], str] = {
     ("violation", "unlisted"): "Something that is not part of RKE2's table talks between these nodes: site "
     "traffic such as SSH or monitoring, a workload on the host's network, or somebody who should not be "
     "there.",
-    ("blocked",): "The cluster needs this and does not get it: a firewall, a security group, or a service "
-    "that does not run or listens elsewhere.",
-    ("exposure",): "Whoever has an address outside the cluster gets an answer on a port that is meant for "
-    "nodes.",
+    ("blocked",): "The specification allows this, and it does not get through: a firewall, a security "
+    "group, or a service that does not run or listens elsewhere.",
+    ("exposure",): "Whoever has an address outside the cluster gets an answer on a port that the "
+    "specification has for nodes.",
     ("foreign-tunnel",): "A machine that the cluster file does not know takes part in the pod network, or "
     "tries to.",
     ("scan",): "Somebody looks for what is open, or a program has a wrong list of targets.",

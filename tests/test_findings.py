@@ -546,6 +546,14 @@ def test_exposure(name: str) -> None:
     assert (finding["server"], finding["rule"] != "") == ("server-1", True)
 
 
+def test_a_ping_from_outside_is_no_alarm_where_the_table_has_it() -> None:
+    """Cilium's does: the gateway's, or a monitor's, is answered by every machine."""
+    ping = flow(OUTSIDE, SERVER, 0, "icmp", client_port=8)
+    finding = only(found(ping, spec=load_spec("rke2-cilium")))
+    assert (finding["kind"], finding["severity"], finding["port"]) == ("exposure", "info", 8)
+    assert "Close the port" not in finding["advice"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
