@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analyzer._witness import capturing_node
-from analyzer.findings import FlowColumns, off_time
+from analyzer.findings import FlowColumns, by_file, deaf_sources, file_of, off_time, unseen
 from analyzer.flows import CARRIER_PORTS
 
 if TYPE_CHECKING:
@@ -202,6 +202,13 @@ class _Scene:
         found = self.findings[self.findings["kind"].isin(_EXPLAINED)]
         return found.assign(**{"from": found["client"], "to": found["server"]})
 
+    @cached_property
+    def deaf(self) -> set[str]:
+        """Observers that did not see answers."""
+        files = {ledger.source for ledger in self.coverage}
+        deaf = deaf_sources(by_file(unseen(self.flows), files))
+        return {name for name in self.flows["source"].unique() if file_of(str(name), files) in deaf}
+
     def captured(self) -> set[str]:
         return {capturing_node(ledger.source, self.cluster.members) for ledger in self.coverage} - {""}
 
@@ -249,6 +256,7 @@ def _unanswered(scene: _Scene, ports: Sequence[int]) -> Frame:
     if silent.empty:
         return silent
     told = scene.found(silent[silent["scope"] == "inter-node"])
+    told = told[~told["source"].isin(scene.deaf)]
     return _without(told, scene.tcp(ports, "answered", "refused"), _PORT)
 
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.intp]
 """Positions in the judged table, ascending."""
+Unseen = Counter[tuple[str, str]]
+"""(what was not seen, observer) → how much it shows; see :func:`unseen`."""
+Deaf = dict[str, tuple[str, str]]
+"""Captures that do not hold what was answered: name → what is said of it, and what to do."""
 
 #: column → what it holds
 COLUMNS = {
@@ -288,6 +292,10 @@ _FLAGLESS = (
     "of {} TCP's flags are not in it, so what was refused cannot be told from what was answered",
     "Capture with a larger snaplen: 160 bytes hold all headers, TCP's flags too.",
 )
+_SYNS = (
+    "no connection in it goes on after its SYN, so what was not answered cannot be told",
+    "Capture without a filter on TCP's flags: it leaves out the answers.",
+)
 _ANOTHER_CLUSTER = (
     "none of the {} flows has a node of this cluster at either end, so that nothing was judged",
     "Give the file of the cluster that was captured, with all addresses of its nodes; and capture on the "
@@ -340,20 +348,19 @@ def find(
     coverage: Sequence[Coverage] = (),
     remarks: Sequence[Remark] = (),
     *,
-    excess: Counter[str] | None = None,
+    known: Unseen | None = None,
     strange: int | None = None,
-    bare: Counter[str] | None = None,
 ) -> pd.DataFrame:
     """Judged flows and the coverage ledger to findings, the gravest first.
 
     `judged`: what :func:`analyzer.verdict.judge` returns; `remarks`: what
     :func:`analyzer.listeners.remark` returns. Where `judged` is what :mod:`analyzer.telling` keeps of more
-    flows, `excess` is :func:`one_way_excess`, `strange` :func:`strangers` and `bare` :func:`flagless` of
-    those. Returns a DataFrame with :data:`COLUMNS`; `outcomes` holds dicts, `evidence` lists of dicts with
-    `source` and `first_frame`. Raises CaptureError where a column lacks.
+    flows, `known` is :func:`unseen` and `strange` :func:`strangers` of those. Returns a DataFrame with
+    :data:`COLUMNS`; `outcomes` holds dicts, `evidence` lists of dicts with `source` and `first_frame`. Raises
+    CaptureError where a column lacks.
     """
     judged = given(judged, "find()", _needed(judged))
-    return _table(*_drafts(judged, cluster, spec, coverage, remarks, excess, strange, bare), spec)
+    return _table(*_drafts(judged, cluster, spec, coverage, remarks, known, strange), spec)
 
 
 def _needed(judged: pd.DataFrame) -> tuple[str, ...]:
@@ -382,15 +389,13 @@ def _drafts(
     spec: Spec,
     coverage: Sequence[Coverage],
     remarks: Sequence[Remark],
-    excess: Counter[str] | None = None,
+    known: Unseen | None = None,
     strange: int | None = None,
-    bare: Counter[str] | None = None,
 ) -> tuple[FlowColumns, list[_Draft]]:
-    flows = FlowColumns(judged, folded=excess is not None)
+    flows = FlowColumns(judged, folded=known is not None)
     scans, seen = _scans(flows, relevant(flows))
-    known = one_way_excess(judged) if excess is None else excess
-    files = {ledger.source for ledger in coverage}
-    deaf = deaf_sources(known, files)
+    files = by_file(unseen(judged) if known is None else known, {ledger.source for ledger in coverage})
+    deaf = deaf_sources(files)
     return flows, [
         *scans,
         *_violations(flows, seen),
@@ -398,7 +403,7 @@ def _drafts(
         *_exposures(flows, seen, spec),
         *_foreign_tunnels(flows, seen),
         *_listeners(remarks, flows, cluster),
-        *_blind_spots(coverage, deaf, _by_file(flagless(judged) if bare is None else bare, files)),
+        *_blind_spots(coverage, deaf, files),
         *_another_cluster(strangers(judged) if strange is None else strange, cluster, coverage),
     ]
 
@@ -699,11 +704,15 @@ def _both_servers(flow: Mapping[str, Any]) -> bool:
 
 
 def _blocked(
-    flows: FlowColumns, rows: Rows, cluster: Cluster, coverage: Sequence[Coverage], deaf: set[str]
+    flows: FlowColumns,
+    rows: Rows,
+    cluster: Cluster,
+    coverage: Sequence[Coverage],
+    deaf: Deaf,
 ) -> Iterator[_Draft]:
     allowed = rows[flows.among("verdict", ("allowed",), rows) & flows.among("outcome", FAILED, rows)]
     files = {ledger.source for ledger in coverage}
-    heard = allowed[~flows.looked_up("source", lambda name: _file_of(name, files) in deaf, allowed)]
+    heard = allowed[~flows.looked_up("source", lambda name: file_of(name, files) in deaf, allowed)]
     proven = heard[~too_late(flows, heard, coverage, cluster.members)]
     meanwhile = np.zeros(len(flows), bool)
     meanwhile[proven] = watched(flows, proven, coverage, cluster.members)
@@ -832,10 +841,10 @@ def _next_ends(
 ) -> npt.NDArray[np.int64]:
     """When each flow's capture ended, or paused, after its last packet, ns; :data:`_NEVER` if not known."""
     ends = capture_ends(coverage, nodes)
-    last = flows.looked_up("source", lambda name: ends.get(_file_of(name, ends), _NEVER), rows)
+    last = flows.looked_up("source", lambda name: ends.get(file_of(name, ends), _NEVER), rows)
     pauses = {ledger.source: [until for _, until in ledger.watched[:-1]] for ledger in coverage}
     number = {name: n for n, name in enumerate(pauses)}
-    source = flows.looked_up("source", lambda name: number.get(_file_of(name, ends), -1), rows)
+    source = flows.looked_up("source", lambda name: number.get(file_of(name, ends), -1), rows)
     for name in [name for name, stops in pauses.items() if stops]:
         of = np.flatnonzero(source == number[name])
         stops = np.array([*pauses[name], _LAST])
@@ -1012,69 +1021,106 @@ def _asked(remarks: Sequence[Remark], flows: FlowColumns) -> dict[tuple[str, str
 # ---- blind spots ----
 
 
-def one_way_excess(judged: pd.DataFrame) -> Counter[str]:
-    """Observer → how many more of its flows of TCP are one-way than not: their clients acknowledge what is
-    not in the capture. Those of parts of a table add up.
+def unseen(judged: pd.DataFrame) -> Unseen:
+    """What shows that observers did not see all of TCP; of parts of a table it adds up.
+
+    `answers`: how many more flows are one-way than not: their clients acknowledge what is not in the capture.
+    `more than SYNs`: how many more connections were one SYN, not sent again, than were several; as many less
+    as there are flows where one was answered. `flags`: how many flows show none, since the snaplen cut them
+    off: behind IPv6 64 bytes hold the ports and no more.
     """
     flows = FlowColumns(judged)
     tcp = np.flatnonzero(flows.among("protocol", ("tcp",)) & flows.among("tunnel", ("",)))
-    codes, names = flows.column("source", tcp)
-    one_way = flows.among("outcome", ("one-way",), tcp)
-    in_all, those = (np.bincount(of, minlength=len(names)) for of in (codes, codes[one_way]))
-    seen = np.flatnonzero(in_all)
-    return Counter(dict(zip(names[seen].tolist(), (2 * those - in_all)[seen].tolist(), strict=True)))
-
-
-def flagless(judged: pd.DataFrame) -> Counter[str]:
-    """Observer → how many of its flows of TCP show no flag, since the snaplen cut them off: behind IPv6 64
-    bytes hold the ports and no more. Those of parts of a table add up. None where the columns lack.
-    """
-    sides = ("out", "in")
-    if not {f"tcp_flags_{side}" for side in sides} <= {*judged.columns}:
-        return Counter()
-    flows = FlowColumns(judged)
-    tcp = flows.among("protocol", ("tcp",)) & flows.among("tunnel", ("",))
-    for side in sides:
-        tcp &= (judged[f"tcp_flags_{side}"] == 0).to_numpy()
-    sent = (judged["packets_out"] + judged["packets_in"] > 0).to_numpy()
-    codes, names = flows.column("source", np.flatnonzero(tcp & sent))
-    return Counter(names[codes].tolist())
-
-
-def deaf_sources(excess: Counter[str], files: set[str]) -> set[str]:
-    """Captures most of whose TCP is one-way: they hold one direction only. See :func:`one_way_excess`."""
-    return {name for name, count in _by_file(excess, files).items() if count > 0}
-
-
-def _by_file(counts: Counter[str], files: set[str]) -> Counter[str]:
-    """What was counted of observers, of their captures."""
-    found: Counter[str] = Counter()
-    for observer, count in counts.items():
-        found[_file_of(observer, files)] += count
+    source = flows.column("source", tcp)
+    seen = np.flatnonzero(np.bincount(source.codes, minlength=len(source.names)))
+    names = source.names[seen].tolist()
+    found: Unseen = Counter()
+    for what, measure in _UNSEEN.items():
+        balance = measure(flows, tcp, source).astype(np.int64)[seen].tolist()
+        found.update({(what, name): count for name, count in zip(names, balance, strict=True) if count})
     return found
 
 
-def _file_of(observer: str, files: Collection[str]) -> str:
+def _one_way_excess(flows: FlowColumns, tcp: Rows, source: _Coded) -> npt.NDArray[Any]:
+    one_way = flows.among("outcome", ("one-way",), tcp)
+    in_all, those = (_per_name(source, rows) for rows in (slice(None), one_way))
+    return 2 * those - in_all
+
+
+def _syn_excess(flows: FlowColumns, tcp: Rows, source: _Coded) -> npt.NDArray[Any]:
+    unanswered = flows.among("outcome", ("unanswered",), tcp)
+    silent = tcp[unanswered]
+    connection = flows.numbers(silent, *_FIVE_TUPLE)
+    several = np.bincount(connection, flows.number("packets_out", silent)) > 1
+    firsts = np.flatnonzero(unanswered)[np.unique(connection, return_index=True)[1]]
+    single, repeated = (_per_name(source, firsts[rows]) for rows in (~several, several))
+    return single - repeated - _MORE_THAN_ANY * _per_name(source, ~unanswered)
+
+
+def _flagless(flows: FlowColumns, tcp: Rows, source: _Coded) -> npt.NDArray[Any]:
+    if not set(_FLAGS) <= set(flows.judged):
+        return np.zeros(len(source.names), np.int64)
+    bare = flows.number("packets_out", tcp) + flows.number("packets_in", tcp) > 0
+    for name in _FLAGS:
+        bare &= flows.number(name, tcp) == 0
+    return _per_name(source, bare)
+
+
+def _per_name(source: _Coded, rows: Any) -> npt.NDArray[np.int64]:
+    """How many of the rows have each name."""
+    return np.bincount(source.codes[rows], minlength=len(source.names)).astype(np.int64)
+
+
+_UNSEEN: dict[str, Callable[[FlowColumns, Rows, _Coded], npt.NDArray[Any]]] = {
+    "answers": _one_way_excess,
+    "more than SYNs": _syn_excess,
+    "flags": _flagless,
+}
+_MORE_THAN_ANY = 1 << 32
+_FEW_SYNS = 3
+
+
+def by_file(known: Unseen, files: Collection[str]) -> Unseen:
+    """What was known of observers, of their captures."""
+    found: Unseen = Counter()
+    for (what, observer), count in known.items():
+        found[what, file_of(observer, files)] += count
+    return found
+
+
+def deaf_sources(known: Unseen) -> Deaf:
+    """Captures most of whose TCP is one-way, so that they hold one direction only; or in which no connection
+    goes on after its SYN, and most have one alone: who gets no answer sends it again. `known`: of files.
+    """
+    syns = {
+        name: _SYNS
+        for (what, name), count in known.items()
+        if what == "more than SYNs" and count >= _FEW_SYNS
+    }
+    return syns | {name: _DEAF for (what, name), count in known.items() if what == "answers" and count > 0}
+
+
+def file_of(observer: str, files: Collection[str]) -> str:
     """The capture or live node of an observer, which may be one interface of it, named after a colon."""
     parts = observer.split(":")
     prefixes = [":".join(parts[:n]) for n in range(len(parts), 0, -1)]
     return next((name for name in prefixes if name in files), observer.rpartition(":")[0] or observer)
 
 
-def _blind_spots(coverage: Sequence[Coverage], deaf: set[str], bare: Counter[str]) -> Iterator[_Draft]:
+def _blind_spots(coverage: Sequence[Coverage], deaf: Deaf, known: Unseen) -> Iterator[_Draft]:
     for ledger in coverage:
-        for severity, packets, what, advice in _ledger_gaps(ledger, deaf, bare[ledger.source]):
+        for severity, packets, what, advice in _ledger_gaps(ledger, deaf, known["flags", ledger.source]):
             words = {"what": what, "advice": advice, "packets": str(packets)}
             yield _Draft("blind-spot", severity, _NO_ROWS, ledger.source, "", words=words)
 
 
-def _ledger_gaps(ledger: Coverage, deaf: set[str], bare: int) -> Iterator[tuple[str, int, str, str]]:
+def _ledger_gaps(ledger: Coverage, deaf: Deaf, bare: int) -> Iterator[tuple[str, int, str, str]]:
     if ledger.damage:
         yield "high", 0, f"the file is damaged, {ledger.damage}", _DAMAGE_ADVICE
     if not ledger.frames:
         yield ("medium", 0, *_EMPTY)
     if ledger.source in deaf:
-        yield ("medium", ledger.frames, *_DEAF)
+        yield ("medium", ledger.frames, *deaf[ledger.source])
     if bare:
         what, advice = _FLAGLESS
         yield "medium", 0, what.format(f"{bare} flow{'s' * (bare > 1)}"), advice

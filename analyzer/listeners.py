@@ -26,7 +26,7 @@ from analyzer._yaml import place_of, quote, read_bytes
 from analyzer.capture import who
 from analyzer.columns import PROTOCOL_NUMBERS
 from analyzer.errors import CaptureError, ClusterError
-from analyzer.findings import Remark, deaf_sources, one_way_excess, remarked
+from analyzer.findings import Remark, by_file, deaf_sources, remarked, unseen
 from analyzer.rows import as_text
 from analyzer.spec import ROLE_BITS, Rule, Spec, role_mask
 
@@ -673,7 +673,7 @@ def _flows_of(rule: Rule, judged: pd.DataFrame) -> int:
 
 def _captured(judged: pd.DataFrame, cluster: Cluster, coverage: Sequence[Coverage]) -> set[str]:
     """Nodes of which a whole capture is there: nothing lost, damaged or left out, both directions."""
-    deaf = deaf_sources(one_way_excess(judged), {ledger.source for ledger in coverage})
+    deaf = deaf_sources(by_file(unseen(judged), {ledger.source for ledger in coverage}))
     gaps = ("lost", "overflow", "damage", "not_chosen")
     whole = [c for c in coverage if c.frames and not any(getattr(c, name) for name in gaps)]
     whole = [c for c in whole if c.source not in deaf]

@@ -15,7 +15,7 @@ from analyzer import pairs
 from analyzer.analysis import ledger_of
 from analyzer.diagnosis import COLUMNS as DIAGNOSIS_COLUMNS
 from analyzer.errors import CaptureError
-from analyzer.findings import find, flagless, one_way_excess, strangers
+from analyzer.findings import Unseen, find, strangers, unseen
 from analyzer.matrices import matrix
 from analyzer.report import MATRICES
 from analyzer.telling import joined, telling
@@ -43,17 +43,16 @@ class Tally:
 
     `matrices`: by → the counts of :func:`analyzer.matrices.matrix` in the cells that have any flow. `pairs`:
     see :func:`analyzer.pairs.of_part`. `sums`: `verdicts` and `scopes` → uint64 (names, 3), flows, packets
-    and bytes. `telling`: see :func:`analyzer.telling.telling`. `one_way`: see
-    :func:`analyzer.findings.one_way_excess`. `bare`: see :func:`analyzer.findings.flagless`. `strange`: see
-    :func:`analyzer.findings.strangers`. `flows`: how many there are.
+    and bytes. `telling`: see :func:`analyzer.telling.telling`. `unseen`: see
+    :func:`analyzer.findings.unseen`. `strange`: see :func:`analyzer.findings.strangers`. `flows`: how many
+    there are.
     """
 
     matrices: dict[By, pd.DataFrame]
     pairs: pd.DataFrame
     sums: dict[str, np.ndarray[Any, np.dtype[np.uint64]]]
     telling: pd.DataFrame
-    one_way: Counter[str]
-    bare: Counter[str]
+    unseen: Unseen
     strange: int
     flows: int
 
@@ -70,8 +69,7 @@ def tally(judged: pd.DataFrame, cluster: Cluster, spec: Spec, coverage: Sequence
         pairs.of_part(judged),
         {"verdicts": _sums(judged, "verdict", VERDICTS), "scopes": _sums(judged, "scope", SCOPES)},
         telling(judged, spec, coverage, cluster.members),
-        one_way_excess(judged),
-        flagless(judged),
+        unseen(judged),
         strangers(judged),
         len(judged),
     )
@@ -95,16 +93,15 @@ def merge(tallies: Sequence[Tally]) -> Tally:
         pairs.joined(each.pairs for each in tallies),
         {by: sum(each.sums[by] for each in tallies[1:]) + sums for by, sums in tallies[0].sums.items()},
         joined(each.telling for each in tallies),
-        _counted_up(each.one_way for each in tallies),
-        _counted_up(each.bare for each in tallies),
+        _counted_up(each.unseen for each in tallies),
         sum(each.strange for each in tallies),
         sum(each.flows for each in tallies),
     )
 
 
-def _counted_up(parts: Iterable[Counter[str]]) -> Counter[str]:
+def _counted_up(parts: Iterable[Unseen]) -> Unseen:
     """Counters' own + leaves out what is below zero."""
-    whole: Counter[str] = Counter()
+    whole: Unseen = Counter()
     for part in parts:
         whole.update(part)
     return whole
@@ -146,9 +143,7 @@ class Total:
 def total(whole: Tally, cluster: Cluster, spec: Spec, coverage: Sequence[Coverage]) -> Total:
     """Of the tally of all partitions, and the ledgers of all."""
     strange = whole.strange if whole.strange == whole.flows else 0
-    findings = find(
-        whole.telling, cluster, spec, coverage, excess=whole.one_way, strange=strange, bare=whole.bare
-    )
+    findings = find(whole.telling, cluster, spec, coverage, known=whole.unseen, strange=strange)
     return Total(whole.matrices, pairs.finished(whole.pairs), whole.sums, findings, whole.flows)
 
 

@@ -293,6 +293,11 @@ NEAR = (
         "one SYN that is not repeated",
         {"agent-1.pcap": [*quick(segment(A, JOIN, SYN)), *quick(*talk(A2, API), since=5)]},
     ),
+    Near(
+        "join-blocked",
+        "a filter left SYNs alone of each connection, two servers' own, which the table does not have",
+        {"server-1.pcap": seconds(*[segment((SERVER_2, 40000 + n), JOIN, SYN) for n in range(4)])},
+    ),
     Near("join-blocked", "somebody outside is kept out", {"server-1.pcap": silent((OUTSIDE, 40000), JOIN)}),
     Near(
         "join-blocked",

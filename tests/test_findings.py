@@ -886,6 +886,30 @@ def test_a_firewall_that_drops_is_no_blind_spot() -> None:
     assert brief(analysed(TALKS + UDP_TALK).findings) == {("blocked", "high", "agent-1", "agent-2", 51820)}
 
 
+def test_a_capture_of_syns_alone_is_a_blind_spot_and_blocks_nothing() -> None:
+    """`tcpdump 'tcp[tcpflags] == tcp-syn'`: of healthy connections one each, of blocked ones each attempt."""
+    syns = [fr.segment((AGENT, 40000 + n), (SERVER, 6443), SYN) for n in range(5)]
+    lost = [fr.segment((AGENT, 40009), (SERVER_2, 9345), SYN)] * 3
+    deaf = {("blind-spot", "medium", "capture.pcap", "", 0)}
+    assert brief(analysed(syns).findings) == brief(analysed(syns + lost).findings) == deaf
+    assert "after its SYN" in only(analysed(syns).findings)["title"]
+
+
+@pytest.mark.parametrize("frames", [TALKS, fr.refusal(*CLIENTS[0])], ids=["answered", "refused"])
+def test_where_one_is_answered_a_syn_that_is_not_is_blocked(frames: list[bytes]) -> None:
+    syns = [fr.segment((AGENT, 41000 + n), (SERVER_2, 9345), SYN) for n in range(20)]
+    assert ("blocked", "high", "agent-1", "server-2", 9345) in brief(analysed(syns + frames).findings)
+
+
+def test_attempts_that_intervals_take_apart_are_no_syns_alone() -> None:
+    rows = [
+        failed(AGENT, SERVER, client_port=40000 + n, packets_out=1, start=EPOCH + second * NS)
+        for n in range(3)
+        for second in (1, 2, 4)
+    ]
+    assert set(found(*rows, coverage=(ledger(),))["kind"]) == {"blocked"}
+
+
 def test_a_whole_capture_has_no_findings() -> None:
     assert analysed(TALKS).findings.empty
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.cluster import Cluster, Node
-from analyzer.findings import MANY, MANY_CLIENTS, PLACES, find, flagless, one_way_excess, strangers
+from analyzer.findings import MANY, MANY_CLIENTS, PLACES, Unseen, find, strangers, unseen
 from analyzer.rows import Coverage
 from analyzer.spec import load_spec
 from analyzer.telling import _in_order, joined, telling
@@ -91,17 +91,15 @@ def cut(judged: pd.DataFrame, count: int) -> list[pd.DataFrame]:
 
 def told(parts: list[pd.DataFrame], coverage: tuple[Coverage, ...], fan_in: int = 3) -> pd.DataFrame:
     """Findings of parts, kept apart and joined a few at a time."""
-    excess: Counter[str] = Counter()
-    bare: Counter[str] = Counter()
+    known: Unseen = Counter()
     for part in parts:
-        excess.update(one_way_excess(part))
-        bare.update(flagless(part))
+        known.update(unseen(part))
     kept = [telling(part, SPEC, coverage, CLUSTER.members) for part in parts]
     while len(kept) > 1:
         kept = [joined(kept[n : n + fan_in]) for n in range(0, len(kept), fan_in)]
     strange = sum(map(strangers, parts))
     strange = strange if strange == sum(map(len, parts)) else 0
-    return find(kept[0], CLUSTER, SPEC, coverage, excess=excess, strange=strange, bare=bare)
+    return find(kept[0], CLUSTER, SPEC, coverage, known=known, strange=strange)
 
 
 @given(crowds(), st.integers(1, 7), st.integers(2, 4))
