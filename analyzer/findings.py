@@ -79,8 +79,8 @@ KINDS = {
         "of your own that extends {spec}; if not, close the port between these two nodes.",
     ),
     "blocked": (
-        "{client} ({client_role}) does not get through to {server} ({server_role}) on {port}{rule_words}: "
-        "{outcomes}{dropped}",
+        "{client} ({client_role}) {gets} through to {server} ({server_role}) on {port}{rule_words}: "
+        "{outcomes}{answered}{dropped}",
         "The table allows it. {where}",
     ),
     "exposure": (
@@ -714,7 +714,8 @@ def _blocked(
     files = {ledger.source for ledger in coverage}
     heard = allowed[~flows.looked_up("source", lambda name: file_of(name, files) in deaf, allowed)]
     proven = heard[~too_late(flows, heard, coverage, cluster.members)]
-    meanwhile = np.zeros(len(flows), bool)
+    got, meanwhile = np.zeros(len(flows), np.int64), np.zeros(len(flows), bool)
+    got[proven] = got_through(flows, proven)
     meanwhile[proven] = watched(flows, proven, coverage, cluster.members)
 
     @cache
@@ -739,8 +740,34 @@ def _blocked(
         if port in _LOOPBACK_PORTS and {reason for _, reason, _ in drops} <= {"NO_SOCKET"}:
             refused = flows.among("outcome", ("refused",), of).all()
             where = [_LOOPBACK_ADVICE] if refused else [*where, _LOOPBACK_BEHIND]
-        words = {"where": " ".join(where), "dropped": _drop_words(drops)}
+        words = {"where": " ".join(where), "dropped": _drop_words(drops), **_got_words(int(got[of[0]]))}
         yield _Draft("blocked", severity, of, client, server, protocol, port, words)
+
+
+def _got_words(answered: int) -> dict[str, str]:
+    """For the title: whether other flows of the same ends and port got through."""
+    return {
+        "gets": "does not always get" if answered else "does not get",
+        "answered": f", {answered} answered" if answered else "",
+    }
+
+
+def got_through(flows: FlowColumns, rows: Rows) -> npt.NDArray[np.int64]:
+    """How many flows of the same two nodes, protocol and port were answered; `rows`: of flows that were not,
+    though they are allowed.
+    """
+    if "got_through" in flows.judged:
+        known: npt.NDArray[np.int64] = flows.number("got_through", rows)
+        return known
+    if not len(rows):
+        return np.zeros(0, np.int64)
+    good = flows.among("verdict", ("allowed",)) & flows.among("outcome", ("answered",))
+    for name in ("client_node", "server_node"):
+        good &= flows.among(name, set(flows.column(name, rows).values()))
+    answered = np.flatnonzero(good)
+    number = flows.numbers(np.concatenate([rows, answered]), *_PAIR_AND_PORT)
+    counts = np.bincount(number[len(rows) :], minlength=int(number.max()) + 1)
+    return counts[number[: len(rows)]]
 
 
 def watched(

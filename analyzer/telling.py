@@ -23,6 +23,7 @@ from analyzer.findings import (
     FlowColumns,
     answered_outside,
     exposed,
+    got_through,
     in_vain,
     on_many_ports,
     relevant,
@@ -56,7 +57,8 @@ def telling(
     Columns are those of `judged` but five, and `flows` (int64): how many each row stands for; `attempts`
     (int64): how many of those are the first of their 5-tuple, of pairs that also failed; `apart` (bool): its
     own time matters; `watched` (bool): see :func:`analyzer.findings.watched`; `shut` (bool): see
-    :meth:`analyzer.findings.FlowColumns.shut`. Rows are in the order of a flow table.
+    :meth:`analyzer.findings.FlowColumns.shut`; `got_through` (int64): see
+    :func:`analyzer.findings.got_through`. Rows are in the order of a flow table.
     """
     flows = FlowColumns(judged)
     rows = relevant(flows)
@@ -69,9 +71,10 @@ def telling(
     apart, blocked = _apart(flows, kept, coverage, nodes), _blocked(flows, kept)
     seen = np.zeros(len(kept), bool)
     seen[blocked] = watched(flows, kept[blocked], coverage, nodes)
-    return _folded(
-        table.assign(flows=1, attempts=attempts[here], apart=apart, watched=seen, shut=flows.shut(kept))
-    )
+    got = np.zeros(len(kept), np.int64)
+    got[blocked] = got_through(flows, kept[blocked])
+    marks = {"apart": apart, "watched": seen, "shut": flows.shut(kept), "got_through": got}
+    return _folded(table.assign(flows=1, attempts=attempts[here], **marks))
 
 
 def joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

@@ -307,6 +307,17 @@ def test_a_server_of_several_addresses_may_have_been_captured_elsewhere() -> Non
         assert ["several addresses" in advice for advice in told] == [doubt, False, False]
 
 
+def test_who_mostly_gets_through_does_not_always_get_through() -> None:
+    """An apiserver that was restarted: one connection of many was refused. Other ports say nothing of it."""
+    good = [flow(AGENT, SERVER, client_port=41000 + n) for n in range(20)]
+    refused = failed(AGENT, SERVER, outcome="refused")
+    title = only(found(*good, refused))["title"]
+    assert "does not always get through to server-1" in title
+    assert title.endswith(": 1 refused, 20 answered")
+    beside = (flow(AGENT, SERVER, 10250), flow(AGENT_2, SERVER), flow(AGENT, SERVER_2))
+    assert "does not get through to server-1" in only(found(*beside, refused))["title"]
+
+
 def test_silence_of_a_machine_that_nobody_captured_may_be_that_of_one_that_is_down() -> None:
     row = failed(AGENT, SERVER, source="agent-1.pcap")
     for names, down in ((("agent-1.pcap",), True), (("agent-1.pcap", "server-1.pcap"), False)):
