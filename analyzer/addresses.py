@@ -66,6 +66,7 @@ def find_inputs(given: Sequence[str | Path], choice: Choice = ALL) -> list[Input
     where a folder holds none, where nothing was recorded in the time, and for standard input, which cannot be
     read elsewhere; LiveError where what speaks to a store is not installed.
     """
+    tables.refuse_none(given)
     beyond = tables.Beyond(choice)
     once: dict[str, Input] = {}
     for each in given:

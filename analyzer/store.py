@@ -305,8 +305,15 @@ def expand(paths: Sequence[str | Path], beyond: Beyond | None = None) -> Iterato
     yield from (path for path in files if path not in left_out)
 
 
+def refuse_none(paths: Sequence[str | Path]) -> None:
+    """Raises CaptureError for no paths: a pattern that fits nothing ends in no run without findings."""
+    if not paths:
+        raise CaptureError("no input is given", next_step="give captures, flow files or folders of them")
+
+
 def listed(paths: Sequence[str | Path], beyond: Beyond) -> list[Path]:
     """As :func:`expand`, with what others have taken the place of."""
+    refuse_none(paths)
     files: dict[str, Path] = {}
     for path in (found for given in paths for found in _files_of(_path(given), beyond)):
         # realpath, unlike resolve(), bears a loop of links

@@ -34,6 +34,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes import drop, owner, plain_facts, with_facts
 
+from analyzer.addresses import find_inputs
+from analyzer.analysis import analyze
 from analyzer.cluster import Cluster, Node
 from analyzer.errors import CaptureError
 from analyzer.flow_store import stored
@@ -623,6 +625,14 @@ def test_a_missing_input(tmp_path: Path) -> None:
         read_inputs([tmp_path / "missing.pcap"])
     with pytest.raises(CaptureError, match="is not a flow file"):
         read_flows(tmp_path / "missing.parquet")
+
+
+def test_no_input_is_no_run_without_findings() -> None:
+    """`analyze(*folder.glob("*.pcap"), …)` in a folder that has none."""
+    cluster = Cluster("prod", (Node("server-1", "server", (SERVER[0],)),))
+    for take in (lambda: analyze(cluster=cluster), lambda: find_inputs([])):
+        with pytest.raises(CaptureError, match="no input is given"):
+            take()
 
 
 def test_captures_and_tables_together(tmp_path: Path) -> None:

@@ -252,9 +252,13 @@ def test_one_thread_is_one(kind: str, large: Path, monkeypatch: pytest.MonkeyPat
     assert found.coverage == expected.coverage
 
 
-def test_no_threads_are_an_error(large: Path) -> None:
+def test_less_than_nothing_and_no_threads_are_an_error(large: Path) -> None:
     with pytest.raises(ValueError, match="0 threads"):
         read_captures([large], threads=0)
+    with pytest.raises(ValueError, match="neither may be below 0"):
+        read_captures([large], interval=-1)
+    with pytest.raises(ValueError, match="neither may be below 0"):
+        read_captures([large], max_rows=-1)
 
 
 # ---- what may happen meanwhile ----

@@ -64,7 +64,11 @@ def threads_of(asked: int | None) -> int:
 def counting(
     source: str, interval: int, max_rows: int, threads: int | None, stop: Event | None = None
 ) -> Reading:
-    """A capture whose packets are to be counted."""
+    """A capture whose packets are to be counted. ValueError for what is below 0, which C would take for more
+    than there is.
+    """
+    if interval < 0 or max_rows < 0:
+        raise ValueError(f"interval={interval}, max_rows={max_rows}: neither may be below 0")
     at_most = min(MOST, threads_of(threads))
     reader = _reader.Reader(SEED, interval, max_rows)
     return Reading(source, reader, threads=at_most, stop=stop or Event())
