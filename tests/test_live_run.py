@@ -411,6 +411,18 @@ def test_ctrl_c_ends_in_order(wire: Wire, tmp_path: Path) -> None:
     assert "unlisted" not in collector.said()
 
 
+def test_a_name_that_no_node_has_is_said_and_hides_no_interface(
+    wire: Wire, tmp_path: Path, cluster: str
+) -> None:
+    """Misspelt, it still runs on the node that has the addresses."""
+    words = [sys.executable, "-m", "analyzer", "capture", "-o", str(tmp_path / "parts"), "-c", cluster]
+    child = wire.children.start("misspelt", wire.near, [*words, "--node", "sever-1", "--duration", "1s"])
+    assert child.process.wait(live.READY_SECONDS) == FINE
+    said = child.said()
+    assert "no node of the cluster file is called sever-1 (there are server-1, agent-1)" in said
+    assert f"sever-1: capturing on {UPLINK};" in said
+
+
 def test_a_node_s_name_may_be_as_long_as_kubernetes_allows(wire: Wire, tmp_path: Path) -> None:
     node = "n" * 253
     with live.collecting(wire, tmp_path / "parts", node=node) as collector:

@@ -213,12 +213,16 @@ class Collector:
         nodes = cluster.nodes if cluster else ()
         found = [node for node in nodes if here & set(node.addresses)]
         self.node = self.order.node or (found[0].name if found else as_text(socket.gethostname()))
-        addresses = {a for node in nodes if node.name == self.node for a in node.addresses}
+        named = [node for node in nodes if node.name == self.node]
+        addresses = {a for node in named or found for a in node.addresses}
         self.interfaces = tuple(dict.fromkeys(self.order.interfaces)) or tuple(_tc.uplinks(addresses & here))
         if not self.interfaces:
             raise LiveError(
                 "no interface leads to other nodes", next_step="name it with -i; `ip -brief link` lists them"
             )
+        if cluster and self.order.node and not named:
+            known = ", ".join(node.name for node in nodes)
+            self.teller.note(f"no node of the cluster file is called {self.node} (there are {known})")
         if cluster and not found:
             self.teller.note("no node of the cluster file has an address of this machine")
         self._addresses = sorted(here)
