@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import RECORDED
+from conftest import PROJECT, RECORDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,3 +94,12 @@ def test_an_installation_that_lacks_a_module_is_said(
     said = done.stderr.splitlines()[-1]
     assert said.startswith("rke2-flows: this installation is not whole: ")
     assert module.rpartition(".")[2] in said
+
+
+def test_what_the_package_says_that_it_holds_is_there() -> None:
+    """`py.typed` for one, without which no type checker of a user's reads our types (PEP 561)."""
+    told = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package, patterns in told["package-data"].items():
+        folder = PROJECT / told["package-dir"].get(package, package.replace(".", "/"))
+        for pattern in patterns:
+            assert list(folder.glob(pattern)), (package, pattern)
