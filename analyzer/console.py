@@ -31,6 +31,7 @@ STYLES = {
     "refused": "yellow", "unreachable": "yellow", "unanswered": "yellow",
     "ok": "green", "missing": "red", "limited": "yellow", "note": "dim",
 }  # fmt: skip
+_SENTENCE, _NARROWEST = 30, 12  # cells: what is wider than the first may be folded, down to the second
 BAR_FROM = 32 << 20  # bytes of input; less is read before a bar could be seen
 
 
@@ -86,6 +87,10 @@ def show(table: pd.DataFrame, title: str = "") -> None:
 
 
 def _show_rich(table: pd.DataFrame, rows: list[list[str]], numeric: Sequence[bool], title: str) -> None:
+    """Sentences are folded to the terminal's width. Names, ids and numbers are not, since half of one is
+    another one: where there is no room for them, lines are longer than the terminal is wide.
+    """
+    from rich.cells import cell_len  # noqa: PLC0415  see above
     from rich.table import Table  # noqa: PLC0415  see above
     from rich.text import Text  # noqa: PLC0415
 
@@ -96,11 +101,18 @@ def _show_rich(table: pd.DataFrame, rows: list[list[str]], numeric: Sequence[boo
         box=None,
         pad_edge=False,
     )
-    for name, right in zip(table.columns, numeric, strict=True):
-        shown.add_column(Text(str(name)), justify="right" if right else "left", overflow="fold")
+    least = 2 * (len(numeric) - 1)
+    for name, right, *cells in zip(table.columns, numeric, *rows, strict=True):
+        width = max(map(cell_len, (str(name), *cells)))
+        folds = width > _SENTENCE and any(" " in text for text in cells)
+        least += _NARROWEST if folds else width
+        shown.add_column(
+            Text(str(name)), justify="right" if right else "left", overflow="fold", no_wrap=not folds
+        )
     for row in rows:
         shown.add_row(*(Text(text, STYLES.get(text, "")) for text in row))
-    out().print(shown, soft_wrap=False)
+    shown.width = least if least > out().width else None
+    out().print(shown, soft_wrap=False, crop=False)
 
 
 def _show_plain(head: list[str], rows: list[list[str]], numeric: Sequence[bool], title: str) -> None:

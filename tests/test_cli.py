@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -664,3 +665,27 @@ def test_what_workers_cannot_do_is_one_line(arguments: tuple[object, ...], statu
     assert (done.returncode, done.stdout) == (status, b"")
     (line,) = done.stderr.decode().splitlines()
     assert said in line
+
+
+# ---- on a terminal ----
+
+
+def test_a_narrow_terminal_breaks_no_id_and_no_number(tmp_path: Path) -> None:
+    """Half of one is another one; only sentences are folded."""
+    for words, whole in (
+        (("check", OFFENCES, *CLUSTER, "--fail-on", "never"), SSH),
+        (("flows", OFFENCES / "agent-1.pcap"), "2026-11-24 06:07:1"),
+        (("matrix", OFFENCES, *CLUSTER, "--by", "rule"), "flows_outside"),
+    ):
+        leader, follower = os.openpty()
+        narrow = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+        with (tmp_path / "said").open("wb") as stderr:
+            process = subprocess.Popen([COMMAND, *words], stdout=follower, stderr=stderr, env=narrow)
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):  # a pty's way to say that nobody writes any more
+            while read := os.read(leader, 1 << 16):
+                shown += read
+        os.close(leader)
+        assert process.wait(60) == 0
+        assert whole in re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
