@@ -45,6 +45,7 @@ MAX_FINDINGS = 1200
 MAX_NODES = 128
 _GRAVEST = 5
 _NAME_ROOM = 24  # characters of a node's name in the matrix
+_ACROSS = 12  # of one above a column, which else stands upright: paper cannot be scrolled
 _LEVELS = 4  # shades of a cell with allowed traffic alone
 
 #: (kind, verdict), or kind alone → what it probably means
@@ -394,7 +395,8 @@ def _node_grid(doc: Mapping[str, Any]) -> dict[str, Any]:
     edges = {b for a, b in pairwise(nodes) if roles.get(a) != roles.get(b)}
     size = next(name for most, name in ((12, "large"), (40, "middle"), (MAX_NODES, "small"))
                 if len(nodes) <= most)  # fmt: skip
-    return {"nodes": nodes, "roles": roles, "cells": at, "edges": edges, "size": size,
+    upright = any(len(name) > _ACROSS for name in nodes)
+    return {"nodes": nodes, "roles": roles, "cells": at, "edges": edges, "size": size, "upright": upright,
             "left_out": len(every) - len(nodes)}  # fmt: skip
 
 

@@ -740,6 +740,17 @@ def test_no_column_is_cut_off_on_paper(name: str, running: chromium.Browser, tmp
     assert beyond == 0
 
 
+def test_no_node_is_cut_off_on_paper(running: chromium.Browser, tmp_path: Path) -> None:
+    """The browser shrinks what is a little too wide, and cuts off the rest."""
+    nodes = [Node(f"production-eu-workers-7d9f8b6c5-{n:05}", "agent", (address(n),)) for n in range(12)]
+    rows = [fr.flow(address(n), address((n + 1) % 12), 10250) for n in range(12)]
+    it = Shown(running, analysis_of(rows, Cluster("prod", tuple(nodes))), tmp_path)
+    it.tab.media("print")
+    it.tab.resize(A4, 1000)
+    right = it.tab.evaluate("document.getElementById('nodes').getBoundingClientRect().right")
+    assert right <= 1.25 * A4
+
+
 @pytest.mark.parametrize("width", [1280, 1000, 420])
 def test_nothing_is_wider_than_the_window(shown: Shown, width: int) -> None:
     shown.tab.resize(width, 900)
