@@ -112,9 +112,11 @@ class Document:
 def _windows(coverage: list[dict[str, Any]], where: str) -> Iterator[tuple[datetime, datetime]]:
     for number, ledger in enumerate(coverage):
         with located(f"{where}, coverage[{number}]", CaptureError):
-            start, end = (_time(ledger[name]) for name in ("start", "end"))
-        if start and end:
-            yield start, end
+            watched = [
+                tuple(_time(window[name]) for name in ("start", "end"))
+                for window in ledger.get("windows") or [ledger]
+            ]
+        yield from ((start, end) for start, end in watched if start and end)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from analyzer.cluster import Cluster
     from analyzer.matrices import By
+    from analyzer.rows import Coverage
     from analyzer.spec import Spec
 
 SCHEMA = 1
@@ -35,6 +36,10 @@ class Told(Protocol):
     @property
     def spec(self) -> Spec:
         """As given."""
+
+    @property
+    def coverage(self) -> tuple[Coverage, ...]:
+        """Of each source."""
 
     @property
     def ledger(self) -> pd.DataFrame:
@@ -67,13 +72,23 @@ def document(analysis: Told) -> dict[str, Any]:
         "analyzer": {"name": "rke2-flows", "version": analyzer_version()},
         "spec": _spec(analysis),
         "cluster": _cluster(analysis),
-        "coverage": records(analysis.ledger),
+        "coverage": _coverage(analysis),
         "summary": summary(analysis),
         "matrix": {by: records(analysis.matrix(by).reset_index()) for by in MATRICES},
         "pairs": records(analysis.pairs),
         "findings": records(analysis.findings),
         "diagnoses": records(analysis.diagnoses),
     }
+
+
+def _coverage(analysis: Told) -> list[dict[str, Any]]:
+    """The ledgers; those of sources that paused also say when they watched."""
+    rows = records(analysis.ledger)
+    for row, ledger in zip(rows, analysis.coverage, strict=True):
+        if ledger.windows:
+            times = pd.DataFrame(list(ledger.windows), columns=["start", "end"])
+            row["windows"] = records(times.apply(pd.to_datetime, unit="ns", utc=True))
+    return rows
 
 
 def not_chosen(document: Mapping[str, Any]) -> int:

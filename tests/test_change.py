@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import frames as fr
@@ -25,6 +25,7 @@ from analyzer.documents import Document
 from analyzer.findings import MANY, MANY_CLIENTS, SEVERITIES
 from analyzer.pairs import KEY
 from analyzer.report import document
+from analyzer.rows import Coverage
 
 Key = tuple[Any, ...]
 #: a run that is made when a test asks for it, not when the file is read
@@ -138,6 +139,15 @@ def test_several_sources_of_one_time_are_one_window() -> None:
     assert twice.window == 900
     apart = run(busy(1000), coverage=(ledger(60, "a.pcap"), ledger(60, "b.pcap", since=86400)))
     assert apart.window == 120
+
+
+def test_a_pause_is_no_time_in_which_a_source_watched() -> None:
+    """An hour of each night is no week: what is as busy as ever has not grown."""
+    nights = [ledger(3600, "agent-1", since=night * 86400) for night in range(7)]
+    week = run(busy(700_000), coverage=(reduce(Coverage.plus, nights),))
+    one = run(busy(100_000), coverage=nights[:1])
+    assert (week.window, one.window) == (7 * 3600, 3600)
+    assert changes(week, one) == {}
 
 
 MISSES: dict[str, tuple[Run, Run, dict[str, int]]] = {
