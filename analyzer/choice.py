@@ -135,7 +135,7 @@ def choose(whole: OneWay, choice: Choice, windows: Sequence[Window] = ()) -> One
     if not (whole.interval and choice.timed):
         return chosen
     time = choice.rounded(whole.interval)
-    return replace(chosen, coverage=tuple(_clipped(ledger, time) for ledger in chosen.coverage))
+    return replace(chosen, coverage=tuple(_clipped(ledger, choice, time) for ledger in chosen.coverage))
 
 
 def sift(whole: OneWay, choice: Choice) -> OneWay:
@@ -199,13 +199,15 @@ def _without(whole: OneWay, sources: Collection[str]) -> OneWay:
     )
 
 
-def _clipped(ledger: Coverage, time: Choice) -> Coverage:
-    """Its window within the time. A capture that ends there says of the last packets no more than this."""
+def _clipped(ledger: Coverage, choice: Choice, time: Choice) -> Coverage:
+    """Its windows within the time, that is the choice's in whole intervals. A capture that ends there says of
+    the last packets no more than this.
+    """
     if not ledger.start:
         return ledger
-    inside = [(max(start, time.since), min(end, time.until - 1)) for start, end in ledger.watched]
-    clipped = replace(ledger, start=max(ledger.start, time.since), end=min(ledger.end, time.until - 1))
-    return clipped.at(window for window in inside if window[0] <= window[1])
+    reached = [window for window in ledger.watched if choice.reaches([window])]
+    inside = [(max(start, time.since), min(end, time.until - 1)) for start, end in reached]
+    return replace(ledger, start=inside[0][0], end=inside[-1][1]).at(inside) if inside else ledger
 
 
 def _timely(whole: OneWay, time: Choice) -> tuple[Mask, Mask]:

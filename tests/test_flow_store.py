@@ -741,6 +741,20 @@ def test_a_node_that_paused_did_not_watch_meanwhile(
         assert said in "".join(advice)
 
 
+@pytest.mark.parametrize(("since", "until"), [(5, 15), (30, 70), (15, 65), (25, 50), (20.5, 65)])
+def test_of_a_node_that_paused_a_time_is_chosen(since: float, until: int, tmp_path: Path) -> None:
+    """Of the compacted part, and of all in one, as of the parts."""
+    parts, kept, whole = (tmp_path / name for name in ("parts", "store", "whole.parquet"))
+    paused(parts, 40, ("agent-1",))
+    shutil.copytree(parts, kept)
+    compact(kept, Rules(), NOW)
+    write_rows(read_inputs([parts]), whole)
+    choice = Choice(EPOCH + int(since * NS), EPOCH + until * NS)
+    chosen = [read_inputs([place], choice=choice).coverage for place in (parts, kept, whole)]
+    watched = [{(c.source, c.start, c.end, c.windows, c.flow) for c in coverage} for coverage in chosen]
+    assert watched[0] == watched[1] == watched[2]
+
+
 @pytest.mark.parametrize("windows", [[[5, 4]], [[-1, 4]], [[1, 2**63]], ["x"], [[None, 1]], 7])
 def test_hostile_windows(windows: object, tmp_path: Path) -> None:
     write_rows(recorded(TALK), tmp_path / "x.parquet", {"windows": windows})
