@@ -305,6 +305,22 @@ def expand(paths: Sequence[str | Path], beyond: Beyond | None = None) -> Iterato
     yield from (path for path in files if path not in left_out)
 
 
+def keep_apart(inputs: Sequence[str | Path], output: str | Path) -> None:
+    """Raises CaptureError where a table would stand in a folder that it is made of: whoever reads that folder
+    again would count its packets once more, as those of the same sources.
+    """
+    target = Path(os.path.realpath(output))
+    for folder in (Path(os.path.realpath(given)) for given in inputs if Path(given).is_dir()):
+        if folder in target.parents and not any(
+            part.startswith(".") for part in target.relative_to(folder).parts
+        ):
+            raise CaptureError(
+                f"it would be read with {folder} the next time, and its packets counted once more",
+                where=str(output),
+                next_step="write it outside of the folders that are read",
+            )
+
+
 def refuse_none(paths: Sequence[str | Path]) -> None:
     """Raises CaptureError for no paths: a pattern that fits nothing ends in no run without findings."""
     if not paths:

@@ -34,8 +34,8 @@ from analyzer.commands.output import (
     end_unheard,
     in_utf8,
     is_chosen,
-    note_table,
     reader_stays,
+    refuse_inside,
     time_text,
     window_text,
     write_text,
@@ -143,13 +143,14 @@ def check(
     analysis: Told
     if scheduler:
         refuse_threads(threads)
+        refuse_inside(inputs, output)
         _refuse(html=html, plots=plots, listeners=listeners)
         analysis = overview_of(inputs, cluster, spec, scheduler, output, asked)
-        note_table(output or "-", inputs)
         step, output = 0, None
     else:
         if output:
             _check_suffix(output)
+            refuse_inside(inputs, output)
         analysis, step = analysis_of(
             inputs, cluster, spec, listeners or (), aside=silent, threads=threads, wanted=asked
         )
@@ -157,7 +158,6 @@ def check(
     heard = silent or reader_stays(partial(_print_analysis, analysis, gate))
     if output or plots:  # of workers neither
         _write_tables(cast("Analysis", analysis), step, output, plots)
-        note_table(output or "-", inputs)
     for name, path in texts.items():
         if path:
             write_text(_text_of(name, analysis, gate), path)

@@ -25,7 +25,7 @@ from analyzer.commands.options import (
     nanoseconds,
     refuse_threads,
 )
-from analyzer.commands.output import in_utf8, note_table
+from analyzer.commands.output import in_utf8, refuse_inside
 from analyzer.errors import CaptureError, ClusterError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def flows(
 
     The specification only helps to tell client from server where no SYN was seen; nothing is judged.
     """
+    refuse_inside(captures, output)
     asked, step = wanted(since, until, node, port), nanoseconds(interval, "--interval")
     if scheduler:
         refuse_threads(threads)
@@ -119,7 +120,6 @@ def _here(
     _note_coverage(whole.coverage)
     if output and output != "-":
         console.note(f"wrote {len(table)} flows to {output}")
-        note_table(output, captures)
 
 
 def _choice(asked: Wanted, cluster: str | None) -> Choice:
@@ -166,7 +166,6 @@ def _by_workers(
         )
     _note_coverage(coverage)
     console.note(f"wrote {count} flows to {folder}")
-    note_table(folder, captures)
 
 
 def _note_coverage(coverage: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from analyzer.report import Told
@@ -19,6 +19,17 @@ def in_utf8() -> None:
     """What follows on standard output is a document: it is written as a file is, whatever the locale."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def refuse_inside(inputs: Sequence[str], output: str | None) -> None:
+    """Before the work: no table stands among what it is made of."""
+    if not output or output == "-" or not any(map(os.path.isdir, inputs)):
+        return
+    from analyzer.addresses import is_address
+    from analyzer.store import keep_apart
+
+    if not is_address(output):
+        keep_apart(inputs, output)
 
 
 def reader_stays(tell: Callable[[], None]) -> bool:
@@ -55,18 +66,6 @@ def write_text(text: str, path: str) -> None:
         return
     replace_text(text, path)
     console.note(f"wrote {path}")
-
-
-def note_table(path: str, inputs: Iterable[str]) -> None:
-    """A note where a table, or a folder of them, was written into a folder that was read: it would be read
-    with it the next time, and what it was made of with it.
-    """
-    from analyzer import console
-
-    place = os.path.realpath(path)
-    for given in filter(os.path.isdir, inputs if path != "-" else ()):
-        if place.startswith(os.path.join(os.path.realpath(given), "")):
-            console.note(f"{path} lies in {given}: read with it, its flows count twice; move it elsewhere")
 
 
 def print_or_write(text: str, path: Path | None) -> None:
