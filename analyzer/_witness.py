@@ -103,13 +103,28 @@ def _digits(source: str) -> dict[int, str]:
 
 def capturing_node(name: str, nodes: Iterable[str]) -> str:
     """The node of a live observer, or the one on which a capture was taken, where its file name begins with
-    the node's. Empty where it is none of `nodes`.
+    the node's, or with the first label of that (`hostname -s`), if no other node has it. Empty where it is
+    none of `nodes`.
 
     Of several the longest: all of the cluster's are asked, so that `server-1-b` is not taken for `server-1`.
     """
-    stem = PurePath(name).name
-    fitting = [node for node in nodes if stem.startswith(node) and not _goes_on(stem[len(node) :])]
-    return max(fitting, key=len, default="")
+    stem, known = PurePath(name).name, list(nodes)
+    fitting = [node for node in known if _begins(stem, node)]
+    if fitting:
+        return max(fitting, key=len)
+    labels = [_label(node) for node in known]
+    label = max((label for label in labels if _begins(stem, label)), key=len, default="")
+    return known[labels.index(label)] if label and labels.count(label) == 1 else ""
+
+
+def _label(node: str) -> str:
+    """The first one of a node's name of several, empty where that is no name, but part of an address."""
+    first, dot, _ = node.partition(".")
+    return first if dot and not first.isdigit() else ""
+
+
+def _begins(stem: str, name: str) -> bool:
+    return bool(name) and stem.startswith(name) and not _goes_on(stem[len(name) :])
 
 
 def _goes_on(rest: str) -> bool:

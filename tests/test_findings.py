@@ -1110,10 +1110,10 @@ def test_hostile_names_are_carried_as_they_are() -> None:
 
 
 def test_node_names_with_patterns_in_them() -> None:
-    """A name is no regular expression: `a.b` is not `a-b`, and `agent` not `agent-1`."""
+    """A name is no regular expression: `a.b` is not `axb`, and `agent` not `agent-1`."""
     cluster = Cluster("x", (Node("a.b", "agent", (AGENT,)), Node("c+", "server", (SERVER,))))
-    coverage = tuple(replace(ledger(), source=s) for s in ("a-b.pcap", "c+.pcap"))
-    row = failed(AGENT, SERVER, source="a-b.pcap", witnesses="a-b.pcap")
+    coverage = tuple(replace(ledger(), source=s) for s in ("axb.pcap", "c+.pcap"))
+    row = failed(AGENT, SERVER, source="axb.pcap", witnesses="axb.pcap")
     assert "It left" not in only(found(row, coverage=coverage, cluster=cluster))["advice"]
     coverage = tuple(replace(ledger(), source=s) for s in ("a.b.pcap", "c+.pcap"))
     row = failed(AGENT, SERVER, source="a.b.pcap", witnesses="a.b.pcap")

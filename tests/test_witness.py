@@ -14,6 +14,7 @@ import pytest
 from frames import EPOCH, NS, Frame, Interface, on_any, segment, talk, timed
 from packets import ACK, ETHERNET, SLL2, SYN
 
+from analyzer._witness import capturing_node
 from analyzer.flows import pair, unpair
 from analyzer.rows import Observer, OneWay, merge
 from analyzer.store import read_flows, read_inputs, write_flows
@@ -471,3 +472,34 @@ def test_many_witnesses_are_all_named() -> None:
     assert row["witnesses"] == ";".join(names)
     assert counts(row) == (3, 2)
     assert row["tcp_flags_out"] & ACK
+
+
+# ---- whose capture it is ----
+
+FULL = (
+    "server-1.example.com",
+    "server-1-b.example.com",
+    "agent-1.a.example",
+    "agent-1.b.example",
+    "10.0.0.21",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("server-1.pcap", "server-1.example.com"),
+        ("x/server-1-2026-11-24.pcap0", "server-1.example.com"),
+        ("server-1-b.pcap", "server-1-b.example.com"),
+        ("server-1.example.com.pcap", "server-1.example.com"),
+        ("server-10.pcap", ""),
+        ("agent-1.pcap", ""),
+        ("agent-1.b.example.pcap", "agent-1.b.example"),
+        ("10.0.0.21.pcap", "10.0.0.21"),
+        ("10-uplink.pcap", ""),
+    ],
+)
+def test_a_capture_is_named_by_the_first_label_of_its_node_too(name: str, node: str) -> None:
+    """`tcpdump -w $(hostname -s).pcap`; not where two nodes have it, or where it is part of an address."""
+    assert capturing_node(name, FULL) == node
+    assert capturing_node("server-1.pcap", (*FULL, "server-1")) == "server-1"
