@@ -905,7 +905,8 @@ _SERVER_SAW = (
 )
 _SERVER_DID_NOT = (
     "It left {client} and never came to {server}, as both captures show: it is lost between {client} and "
-    "{server}. Look at what is there: security groups, firewalls, switches, routes."
+    "{server}, unless {server}'s capture was filtered. Look at what is there: security groups, firewalls, "
+    "switches, routes."
 )
 _OF_WHICH = "{server} has several addresses: see that it was captured on the interface of this one."
 _OUTCOME_ADVICE = {
