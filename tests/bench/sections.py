@@ -64,7 +64,7 @@ class Sizes:
 
 _PACKED = Settings(frames=8_000_000, flows=200_000, size=450, snaplen=96)
 FULL = Sizes(
-    rounds=3,
+    rounds=5,
     m4=Settings(frames=4_000_000, flows=50_000, size=450),
     m8=Settings(frames=8_000_000, flows=200_000, size=450, snaplen=96),
     slow=Settings(frames=200_000, flows=10_000, size=450),
