@@ -699,7 +699,7 @@ def test_no_warning_of_an_open_file(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         for path in _samples(tmp_path).values():
             outcome(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > before
 
 

@@ -69,14 +69,16 @@ def unpacking() -> int:
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
-    """The kernel lists a thread for a moment after it was waited for."""
+    """The kernel lists a thread for a moment after it was waited for. A file that other files' tests left may
+    be closed meanwhile.
+    """
     files = len(os.listdir("/proc/self/fd"))
     yield
     deadline = time.monotonic() + 5
     while unpacking() and time.monotonic() < deadline:
         time.sleep(0.001)
     assert not unpacking()
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 def seen(read: Callable[[], OneWay]) -> tuple[object, ...]:
