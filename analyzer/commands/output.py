@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,20 @@ def reader_stays(tell: Callable[[], None]) -> bool:
         if sys.stdout is not None:
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich leaves by the latter
+        _let_go(2)
         return False
     finally:
         signal.signal(signal.SIGPIPE, before)
     return True
+
+
+def _let_go(descriptor: int) -> None:
+    """What nobody reads any more goes nowhere: standard error may be the same pipe (`2>&1 | head`)."""
+    asked = select.poll()
+    asked.register(descriptor, 0)
+    if any(event & select.POLLERR for _, event in asked.poll(0)):
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), descriptor)
 
 
 def end_unheard() -> None:
